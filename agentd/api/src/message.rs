@@ -1,0 +1,146 @@
+//! Bodies of the local API that are not pods.
+
+use serde::{Deserialize, Serialize};
+
+/// `GET /v1/node`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeInfo {
+    /// Instance name of this daemon.
+    pub instance: String,
+    /// Host name.
+    pub hostname: String,
+    /// Version of agentd.
+    pub version: String,
+    /// Kernel release.
+    pub kernel: String,
+    /// Boot id.
+    pub boot_id: String,
+    /// `v1`, `hybrid` or `v2`.
+    pub cgroups: String,
+    /// What the host has.
+    pub total: NodeResources,
+    /// What is kept for the host.
+    pub reserved: NodeResources,
+    /// What pods hold.
+    pub used: NodeResources,
+    /// What is left.
+    pub free: NodeResources,
+    /// Number of instances.
+    pub instances: u32,
+}
+
+/// Amounts of a node.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+pub struct NodeResources {
+    /// CPUs.
+    pub cpus: f64,
+    /// Memory, MiB.
+    pub mem: f64,
+    /// Disk, MiB.
+    pub disk: f64,
+    /// GPUs.
+    pub gpus: f64,
+}
+
+/// One entry of `GET /v1/events`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Event {
+    /// Increases by one from event to event within one run of the daemon.
+    pub id: u64,
+    /// RFC 3339.
+    pub time: String,
+    /// Kind, e.g. `container-started`, `container-exited`, `pod-removed`, `image-pulled`.
+    pub kind: String,
+    /// Pod.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod: Option<String>,
+    /// Instance.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instance: Option<String>,
+    /// Container.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub container: Option<String>,
+    /// One line for people.
+    pub message: String,
+}
+
+/// One image of `GET /v1/images`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ImageInfo {
+    /// Reference, e.g. `docker.io/library/nginx:latest`.
+    pub reference: String,
+    /// Digest of its manifest, `sha256:…`.
+    pub digest: String,
+    /// Bytes of its unpacked layers.
+    pub size: u64,
+    /// Number of layers.
+    pub layers: u32,
+    /// RFC 3339 time of the pull or import.
+    pub created_at: String,
+    /// Whether an instance uses it.
+    pub in_use: bool,
+}
+
+/// `POST /v1/images/pull`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PullRequest {
+    /// Reference.
+    pub reference: String,
+    /// Whether the registry is asked even when the image is present.
+    #[serde(default)]
+    pub force: bool,
+}
+
+/// `POST /v1/images/import`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ImportRequest {
+    /// Absolute path on the host of an OCI layout folder or a docker-archive tar.
+    pub path: String,
+    /// Reference to store it under; default the one it carries.
+    #[serde(default)]
+    pub reference: Option<String>,
+}
+
+/// One line of the progress stream of a pull or an import (JSON lines).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", tag = "type")]
+pub enum Progress {
+    /// The manifest is known.
+    Resolved {
+        /// Digest of the manifest.
+        digest: String,
+        /// Number of layers.
+        layers: u32,
+        /// Bytes to fetch in all (compressed).
+        bytes: u64,
+    },
+    /// More of a blob has arrived.
+    Blob {
+        /// Digest.
+        digest: String,
+        /// Bytes so far.
+        done: u64,
+        /// Bytes in all.
+        total: u64,
+    },
+    /// A layer is unpacked.
+    Unpacked {
+        /// Digest.
+        digest: String,
+    },
+    /// The image is ready. Always the last line of a pull that succeeded.
+    Done {
+        /// The image.
+        image: ImageInfo,
+    },
+    /// The pull failed. Always the last line of a pull that failed.
+    Failed {
+        /// One line for people.
+        message: String,
+    },
+}

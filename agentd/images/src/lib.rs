@@ -1,0 +1,1 @@
+//! Image store: registry, OCI layout and docker-archive sources, verified blobs, unpacked layers.

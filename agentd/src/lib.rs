@@ -1,0 +1,1 @@
+//! The agentd daemon and its command line.

@@ -1,0 +1,1 @@
+//! eBPF programs of agentd and their loader.

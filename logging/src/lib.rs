@@ -1,0 +1,1 @@
+//! Container log capture and the daemon's own tracing set-up.

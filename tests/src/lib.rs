@@ -1,0 +1,1 @@
+//! Integration tests of agentd and the programs they run.
