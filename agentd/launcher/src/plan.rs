@@ -86,6 +86,17 @@ pub enum MountStep {
         /// Group.
         gid: u32,
     },
+    /// Attaches a mount that pod-init holds for the pod at `/volumes/<name>` (see `Request::Hold`).
+    Held {
+        /// Name given to `Hold`.
+        name: Vec<u8>,
+        /// Path below the held mount, resolved beneath it without links; empty for the mount itself.
+        sub_path: Vec<u8>,
+        /// Absolute path inside the container.
+        target: Vec<u8>,
+        /// Whether it is attached read-only.
+        read_only: bool,
+    },
     /// Remounts the mount at `target` read-only.
     ReadOnly {
         /// Absolute path inside the container.
@@ -124,15 +135,6 @@ pub struct CapabilitySets {
     pub bounding: u64,
     /// Effective and permitted set of the first process (before exec; exec by a non-root user clears it).
     pub permitted: u64,
-}
-
-/// A user namespace mapping: lines of `/proc/<pid>/uid_map` and `gid_map`.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct UserNamespace {
-    /// Lines `inside outside count`.
-    pub uid_map: String,
-    /// Lines `inside outside count`.
-    pub gid_map: String,
 }
 
 /// Everything that the container's first process needs. See the module's prose.
@@ -176,8 +178,8 @@ pub struct ContainerPlan {
     pub rlimits: Vec<Rlimit>,
     /// `oom_score_adj`; a value that the kernel refuses (EACCES without CAP_SYS_RESOURCE) falls to the lowest allowed.
     pub oom_score_adj: i32,
-    /// User namespace mapping, if any.
-    pub user_namespace: Option<UserNamespace>,
+    /// Index of the user namespace (already mapped) that is entered after the mounts are made; absent for none.
+    pub user_namespace: Option<u32>,
     /// Index of a network namespace to enter instead of the pod's (host mode).
     pub network_namespace: Option<u32>,
 }
@@ -227,6 +229,13 @@ impl MountStep {
                 e.u32(*uid);
                 e.u32(*gid);
             }
+            Self::Held { name, sub_path, target, read_only } => {
+                e.u8(13);
+                e.bytes(name);
+                e.bytes(sub_path);
+                e.bytes(target);
+                e.bool(*read_only);
+            }
             Self::ReadOnly { target } => {
                 e.u8(12);
                 e.bytes(target);
@@ -253,6 +262,7 @@ impl MountStep {
             10 => Self::Directory { path: d.bytes()?, mode: d.u32()?, uid: d.u32()?, gid: d.u32()? },
             11 => Self::File { path: d.bytes()?, content: d.bytes()?, mode: d.u32()?, uid: d.u32()?, gid: d.u32()? },
             12 => Self::ReadOnly { target: d.bytes()? },
+            13 => Self::Held { name: d.bytes()?, sub_path: d.bytes()?, target: d.bytes()?, read_only: d.bool()? },
             _ => return Err(Malformed("unknown mount step")),
         })
     }
@@ -290,10 +300,7 @@ impl ContainerPlan {
             e.u64(v.hard);
         });
         e.i32(self.oom_score_adj);
-        e.option(self.user_namespace.as_ref(), |e, v| {
-            e.bytes(v.uid_map.as_bytes());
-            e.bytes(v.gid_map.as_bytes());
-        });
+        e.option(self.user_namespace.as_ref(), |e, v| e.u32(*v));
         e.option(self.network_namespace.as_ref(), |e, v| e.u32(*v));
         e.0
     }
@@ -323,7 +330,7 @@ impl ContainerPlan {
             seccomp: d.list(Decoder::bytes)?,
             rlimits: d.list(|d| Ok(Rlimit { resource: d.u32()?, soft: d.u64()?, hard: d.u64()? }))?,
             oom_score_adj: d.i32()?,
-            user_namespace: d.option(|d| Ok(UserNamespace { uid_map: text(d)?, gid_map: text(d)? }))?,
+            user_namespace: d.option(Decoder::u32)?,
             network_namespace: d.option(Decoder::u32)?,
         };
         d.end()?;
@@ -352,7 +359,7 @@ mod tests {
             ],
             devices: vec![DeviceNode { name: "null".into(), major: 1, minor: 3, mode: 0o666 }],
             rlimits: vec![Rlimit { resource: 7, soft: 1, hard: u64::MAX }],
-            user_namespace: Some(UserNamespace { uid_map: "0 100000 65536".into(), gid_map: "0 100000 65536".into() }),
+            user_namespace: Some(8),
             network_namespace: Some(9),
             ..ContainerPlan::default()
         };

@@ -1,0 +1,55 @@
+//! JSON to [`PodSpec`]: fills in Marathon's defaults and refuses what breaks a rule, naming every violation at once by
+//! field path.
+//!
+//! Three passes, each in its own file:
+//! - `document`: bytes to a JSON value; size, syntax and repeated keys. A fault here ends the parse, for there is no
+//!   document to read further.
+//! - the readers `pod`, `container`, `network` and `extension`: one function for each JSON object, written with the
+//!   cursor of `reader`. They judge one field at a time (`format` holds the formats of strings, `fields` the known
+//!   names) and put the default in the place of what is missing or wrong, so that reading goes on.
+//! - `rules`: what holds between fields. A rule stays silent about a field that is already at fault.
+
+mod container;
+mod document;
+mod extension;
+mod fields;
+mod format;
+mod network;
+mod pod;
+mod reader;
+mod rules;
+
+use serde_json::Value;
+
+use crate::pod::PodSpec;
+use crate::problem::Violation;
+use reader::{Place, Report};
+
+pub use fields::{Fields, known_fields};
+
+/// Longest document that is read, in bytes.
+pub const MAX_BYTES: usize = 1024 * 1024;
+
+/// Most violations that are listed one by one; a last entry tells how many more there are.
+pub const MAX_VIOLATIONS: usize = 500;
+
+/// Reads a pod from JSON. On failure the list is never empty and holds every violation, up to [`MAX_VIOLATIONS`].
+pub fn pod(json: &[u8]) -> Result<PodSpec, Vec<Violation>> {
+    let report = Report::default();
+    let value = document::read(json, &report);
+    match value {
+        Some(value) => pod_from(&value, report),
+        None => Err(report.into_violations()),
+    }
+}
+
+/// Reads a pod from a JSON value that is already in memory, by the same rules as [`pod`].
+pub fn pod_value(value: &Value) -> Result<PodSpec, Vec<Violation>> {
+    pod_from(value, Report::default())
+}
+
+fn pod_from(value: &Value, report: Report) -> Result<PodSpec, Vec<Violation>> {
+    let spec = pod::pod(&Place::root(value, &report));
+    rules::check(&spec, &report);
+    if report.is_empty() { Ok(spec) } else { Err(report.into_violations()) }
+}

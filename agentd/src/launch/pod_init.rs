@@ -1,0 +1,210 @@
+//! A connection to one pod-init.
+//!
+//! Requests may overlap: each has a sequence number, and one reader task hands replies to those who wait and
+//! notifications ([`Notice`]) to the channel given at connect. When the pod-init dies, the waiting requests fail with
+//! [`LaunchError::Gone`] and the channel gets [`Notice::Gone`].
+
+use std::collections::HashMap;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use agentd_launcher::message::{Ended, ProcessEntry, Reply, Request, SpareKind};
+use agentd_launcher::socket::MAX_MESSAGE;
+use tokio::sync::{mpsc, oneshot};
+
+use super::seqpacket::Seqpacket;
+use super::{LaunchError, binary};
+
+/// What a pod-init tells without being asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Notice {
+    /// A process ended.
+    Exited {
+        /// Its key.
+        key: u32,
+        /// Number of its start.
+        attempt: u32,
+        /// How.
+        ended: Ended,
+    },
+    /// The pod-init is gone.
+    Gone,
+}
+
+type Answer = (Reply, Vec<OwnedFd>);
+
+#[derive(Debug, Default)]
+struct Waiting {
+    next: u32,
+    replies: HashMap<u32, oneshot::Sender<Answer>>,
+    closed: bool,
+}
+
+#[derive(Debug)]
+struct Shared {
+    socket: Seqpacket,
+    waiting: Mutex<Waiting>,
+}
+
+/// A connection to a pod-init. Dropping it closes the connection; the pod-init lives on.
+#[derive(Debug)]
+pub struct PodInit {
+    shared: Arc<Shared>,
+    reader: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for PodInit {
+    fn drop(&mut self) {
+        self.reader.abort();
+    }
+}
+
+/// The state of a pod-init.
+#[derive(Debug, Clone)]
+pub struct State {
+    /// Its process id.
+    pub pid: u32,
+    /// Its processes.
+    pub processes: Vec<ProcessEntry>,
+}
+
+impl PodInit {
+    /// Connects to the pod-init that listens at `path`.
+    pub fn connect(path: &Path, notices: mpsc::UnboundedSender<Notice>) -> Result<Self, LaunchError> {
+        let socket = Seqpacket::connect(path).map_err(|_| LaunchError::Gone)?;
+        let shared = Arc::new(Shared { socket, waiting: Mutex::new(Waiting::default()) });
+        let reader = tokio::spawn(read(Arc::clone(&shared), notices));
+        Ok(Self { shared, reader })
+    }
+
+    async fn ask(&self, request: &Request, fds: &[BorrowedFd<'_>]) -> Result<Answer, LaunchError> {
+        let (sender, receiver) = oneshot::channel();
+        let sequence = {
+            let mut waiting = self.shared.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+            if waiting.closed {
+                return Err(LaunchError::Gone);
+            }
+            waiting.next = waiting.next.wrapping_add(1).max(1);
+            let sequence = waiting.next;
+            waiting.replies.insert(sequence, sender);
+            sequence
+        };
+        self.shared.socket.send(&request.encode(sequence), fds).await.map_err(|_| LaunchError::Gone)?;
+        match receiver.await.map_err(|_| LaunchError::Gone)? {
+            (Reply::Failed { stage, errno }, _) => Err(LaunchError::from_reply(stage, errno)),
+            answer => Ok(answer),
+        }
+    }
+
+    async fn done(&self, request: Request, fds: &[BorrowedFd<'_>]) -> Result<Vec<OwnedFd>, LaunchError> {
+        match self.ask(&request, fds).await? {
+            (Reply::Done, fds) => Ok(fds),
+            (other, _) => Err(LaunchError::Unexpected(format!("{other:?}"))),
+        }
+    }
+
+    async fn process(&self, request: Request, fds: &[BorrowedFd<'_>]) -> Result<(u32, Vec<OwnedFd>), LaunchError> {
+        match self.ask(&request, fds).await? {
+            (Reply::Process { pid }, fds) => Ok((pid, fds)),
+            (other, _) => Err(LaunchError::Unexpected(format!("{other:?}"))),
+        }
+    }
+
+    /// Its state.
+    pub async fn state(&self) -> Result<State, LaunchError> {
+        match self.ask(&Request::Hello, &[]).await? {
+            (Reply::State { pid, processes, .. }, _) => Ok(State { pid, processes }),
+            (other, _) => Err(LaunchError::Unexpected(format!("{other:?}"))),
+        }
+    }
+
+    /// Sets the pod's host name.
+    pub async fn hostname(&self, name: &str) -> Result<(), LaunchError> {
+        self.done(Request::Hostname { name: name.to_owned() }, &[]).await.map(drop)
+    }
+
+    /// Forks a spare into `cgroup`; returns its process id.
+    pub async fn spare(&self, key: u32, kind: SpareKind, cgroup: BorrowedFd<'_>) -> Result<u32, LaunchError> {
+        self.process(Request::Spare { key, kind }, &[cgroup]).await.map(|(pid, _)| pid)
+    }
+
+    /// Starts a container in a spare. Returns its process id and the read ends of its standard output and error.
+    pub async fn start(
+        &self,
+        key: u32,
+        attempt: u32,
+        plan: &[u8],
+        fds: &[OwnedFd],
+    ) -> Result<(u32, [OwnedFd; 2]), LaunchError> {
+        let memory = binary::memory_file("plan", plan)?;
+        let all: Vec<BorrowedFd<'_>> = std::iter::once(&memory).chain(fds).map(AsFd::as_fd).collect();
+        let (pid, pipes) = self.process(Request::Start { key, attempt, stdio: false }, &all).await?;
+        let pipes = pipes.try_into().map_err(|_| LaunchError::Unexpected("start without two pipes".to_owned()))?;
+        Ok((pid, pipes))
+    }
+
+    /// Starts a joined process in a spare with standard streams of the caller's.
+    pub async fn start_with(
+        &self,
+        key: u32,
+        plan: &[u8],
+        streams: [BorrowedFd<'_>; 3],
+    ) -> Result<u32, LaunchError> {
+        let memory = binary::memory_file("plan", plan)?;
+        let all: Vec<BorrowedFd<'_>> = std::iter::once(memory.as_fd()).chain(streams).collect();
+        self.process(Request::Start { key, attempt: 1, stdio: true }, &all).await.map(|(pid, _)| pid)
+    }
+
+    /// The read ends of a container's standard output and error.
+    pub async fn pipes(&self, key: u32) -> Result<[OwnedFd; 2], LaunchError> {
+        let fds = self.done(Request::Pipes { key }, &[]).await?;
+        fds.try_into().map_err(|_| LaunchError::Unexpected("pipes without two descriptors".to_owned()))
+    }
+
+    /// Sends a signal; a process that has ended is fine.
+    pub async fn signal(&self, key: u32, signal: i32) -> Result<(), LaunchError> {
+        self.done(Request::Signal { key, signal }, &[]).await.map(drop)
+    }
+
+    /// Forgets an ended process or ends a spare.
+    pub async fn forget(&self, key: u32) -> Result<(), LaunchError> {
+        self.done(Request::Forget { key }, &[]).await.map(drop)
+    }
+
+    /// Attaches a detached mount as the pod's volume `name`.
+    pub async fn hold(&self, name: &str, mount: BorrowedFd<'_>) -> Result<(), LaunchError> {
+        self.done(Request::Hold { name: name.to_owned() }, &[mount]).await.map(drop)
+    }
+
+    /// Ends the pod-init.
+    pub async fn shutdown(&self) -> Result<(), LaunchError> {
+        self.done(Request::Shutdown, &[]).await.map(drop)
+    }
+}
+
+async fn read(shared: Arc<Shared>, notices: mpsc::UnboundedSender<Notice>) {
+    let mut buffer = vec![0; MAX_MESSAGE];
+    loop {
+        let (length, fds) = match shared.socket.receive(&mut buffer).await {
+            Ok((0, _)) | Err(_) => break,
+            Ok(message) => message,
+        };
+        let Ok((sequence, reply)) = Reply::decode(&buffer[..length]) else { break };
+        if let Reply::Exited { key, attempt, ended } = reply {
+            // a closed channel means that nobody minds this pod any more
+            let _ = notices.send(Notice::Exited { key, attempt, ended });
+            continue;
+        }
+        let waiter = shared.waiting.lock().unwrap_or_else(PoisonError::into_inner).replies.remove(&sequence);
+        if let Some(waiter) = waiter {
+            let _ = waiter.send((reply, fds));
+        }
+    }
+    let mut waiting = shared.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+    waiting.closed = true;
+    waiting.replies.clear();
+    drop(waiting);
+    let _ = notices.send(Notice::Gone);
+}
+

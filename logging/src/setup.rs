@@ -1,0 +1,61 @@
+//! The daemon's own log: lines or JSON objects on standard error, from where systemd takes them into the journal.
+
+use tracing_subscriber::filter::EnvFilter;
+
+/// How the daemon logs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Format {
+    /// Lines for people.
+    #[default]
+    Text,
+    /// One JSON object for each line.
+    Json,
+}
+
+/// The daemon's log could not be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum SetupError {
+    /// The level is none.
+    #[error("logs.level: found '{found}', which is no filter ({reason}); expected a level such as info, or directives")]
+    Level {
+        /// What was given.
+        found: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The process already has one.
+    #[error("the daemon's log is already set up in this process; call init once")]
+    Twice,
+}
+
+/// Whether a text is a level or a list of filter directives, as `init` takes them.
+pub fn valid_level(level: &str) -> bool {
+    !level.trim().is_empty() && EnvFilter::try_new(level).is_ok() && plausible(level)
+}
+
+/// `EnvFilter` takes any word for the name of a module, so `inof` would silently switch everything off but a module of
+/// that name. A directive without `=` must therefore be a level, or look like a path of modules.
+fn plausible(level: &str) -> bool {
+    level.split(',').all(|directive| {
+        let directive = directive.trim();
+        directive.contains(['=', '['])
+            || directive.contains("::")
+            || ["trace", "debug", "info", "warn", "error", "off"].contains(&directive.to_ascii_lowercase().as_str())
+    })
+}
+
+/// Sets up the daemon's log for the process. A log that cannot be written is not an error: the daemon runs on.
+pub fn init(level: &str, format: Format) -> Result<(), SetupError> {
+    let filter = EnvFilter::try_new(level)
+        .map_err(|error| SetupError::Level { found: level.to_owned(), reason: error.to_string() })?;
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).log_internal_errors(false);
+    let result = match format {
+        // The journal stamps lines itself, and colours would be noise in it.
+        Format::Text => {
+            let colours = std::io::IsTerminal::is_terminal(&std::io::stderr());
+            builder.with_ansi(colours).with_target(true).try_init()
+        }
+        Format::Json => builder.json().flatten_event(true).with_current_span(true).with_span_list(false).try_init(),
+    };
+    result.map_err(|_| SetupError::Twice)
+}
