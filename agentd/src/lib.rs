@@ -1,5 +1,27 @@
 //! The agentd daemon and its command line.
+//!
+//! Tasks and how they are joined:
+//!
+//! - [`daemon`] wires everything once, recovers ([`recovery`]), serves the API ([`api`]) and ends on a signal.
+//! - [`node`] knows the pods; each instance of a pod has one task ([`instance`]) that owns its state machine
+//!   ([`lifecycle`]) and writes its checkpoint ([`checkpoint`]) before it acts.
+//! - [`pool`] has one task that keeps sandboxes ([`sandbox`]) ready; [`launch`] has one reader task for each pod-init.
+//! - [`host`] holds what instances share: isolators, image store, log capture, events; one thread reads the kernel's log
+//!   for victims of memory limits.
 
+pub mod admission;
+pub mod checkpoint;
 pub mod config;
 pub mod doctor;
+pub mod events;
+pub mod failpoint;
+pub mod host;
+pub mod instance;
+pub mod launch;
+pub mod layout;
+pub mod lifecycle;
+pub mod node;
+pub mod pool;
+pub mod recovery;
+pub mod sandbox;
 pub mod secrets;

@@ -102,7 +102,10 @@ impl HostCapabilities {
     pub fn read() -> Result<Self, IsolatorError> {
         let set = |set: caps::CapSet| -> Result<u64, IsolatorError> {
             let held = caps::read(None, set).map_err(|e| {
-                IsolatorError::new(NAME, format!("agentd's own capabilities cannot be read ({e}): a kernel from 6.1 is needed"))
+                IsolatorError::new(
+                    NAME,
+                    format!("agentd's own capabilities cannot be read ({e}): a kernel from 6.1 is needed"),
+                )
             })?;
             Ok(held.iter().fold(0, |mask, one| mask | (1u64 << one.index())))
         };
@@ -231,7 +234,10 @@ mod tests {
     fn drop_comes_before_add_and_all_is_everything() {
         let all = u64::MAX >> 23;
         assert_eq!(apply(&change(&[], &[]), all), default_mask());
-        assert_eq!(apply(&change(&["NET_RAW"], &["CHOWN"]), all), default_mask() & !mask(&["CHOWN"]) | mask(&["NET_RAW"]));
+        assert_eq!(
+            apply(&change(&["NET_RAW"], &["CHOWN"]), all),
+            default_mask() & !mask(&["CHOWN"]) | mask(&["NET_RAW"])
+        );
         assert_eq!(apply(&change(&[], &["ALL"]), all), 0);
         assert_eq!(apply(&change(&["KILL"], &["all"]), all), mask(&["KILL"]));
         assert_eq!(apply(&change(&["ALL"], &["SYS_ADMIN"]), all), all & !mask(&["SYS_ADMIN"]));
@@ -244,7 +250,8 @@ mod tests {
         let host = HostCapabilities { grantable: all & !mask(&["SYS_RESOURCE", "SETFCAP"]), known: all };
         let isolator = Capabilities::new(host);
         let mut pod = crate::seccomp::sample_pod();
-        pod.containers[0].agentd.capabilities = change(&["NET_RAW", "CAP_SYS_RESOURCE", "NONSENSE"], &["ALSO_NONSENSE"]);
+        pod.containers[0].agentd.capabilities =
+            change(&["NET_RAW", "CAP_SYS_RESOURCE", "NONSENSE"], &["ALSO_NONSENSE"]);
         let mut found = Vec::new();
         isolator.check(&pod, &mut found);
         let paths: Vec<&str> = found.iter().map(|v| v.path.as_str()).collect();

@@ -15,25 +15,27 @@ use crate::{ContainerContext, Isolator, IsolatorError, Launch};
 const NAME: &str = "rlimits";
 const INFINITY: u64 = u64::MAX;
 
-/// Names of the limits and their numbers.
-const RESOURCES: &[(&str, u32)] = &[
-    ("as", libc::RLIMIT_AS as u32),
-    ("core", libc::RLIMIT_CORE as u32),
-    ("cpu", libc::RLIMIT_CPU as u32),
-    ("data", libc::RLIMIT_DATA as u32),
-    ("fsize", libc::RLIMIT_FSIZE as u32),
-    ("locks", libc::RLIMIT_LOCKS as u32),
-    ("memlock", libc::RLIMIT_MEMLOCK as u32),
-    ("msgqueue", libc::RLIMIT_MSGQUEUE as u32),
-    ("nice", libc::RLIMIT_NICE as u32),
-    ("nofile", libc::RLIMIT_NOFILE as u32),
-    ("nproc", libc::RLIMIT_NPROC as u32),
-    ("rss", libc::RLIMIT_RSS as u32),
-    ("rtprio", libc::RLIMIT_RTPRIO as u32),
-    ("rttime", libc::RLIMIT_RTTIME as u32),
-    ("sigpending", libc::RLIMIT_SIGPENDING as u32),
-    ("stack", libc::RLIMIT_STACK as u32),
+/// Names of the limits, each at the place of its number on x86 and ARM.
+const RESOURCES: &[&str] = &[
+    "cpu",
+    "fsize",
+    "data",
+    "stack",
+    "core",
+    "rss",
+    "nproc",
+    "nofile",
+    "memlock",
+    "as",
+    "locks",
+    "sigpending",
+    "msgqueue",
+    "nice",
+    "rtprio",
+    "rttime",
 ];
+const CORE: u32 = 4;
+const NOFILE: u32 = 7;
 
 /// Soft limit on open files, where the node sets none: `select(2)` cannot count further.
 const DEFAULT_NOFILE_SOFT: u64 = 1024;
@@ -41,7 +43,7 @@ const DEFAULT_NOFILE_SOFT: u64 = 1024;
 const DEFAULT_NOFILE_HARD: u64 = 524_288;
 
 fn number(name: &str) -> Option<u32> {
-    RESOURCES.iter().find(|(known, _)| *known == name).map(|(_, number)| *number)
+    RESOURCES.iter().position(|known| *known == name).map(|number| number as u32)
 }
 
 fn shown(limit: u64) -> String {
@@ -66,15 +68,15 @@ impl Rlimits {
     /// built-in ones: open files (1024, 524288 or agentd's hard limit), no core files.
     pub fn new(node: &BTreeMap<String, [i64; 2]>, host: HostCapabilities) -> Result<Self, IsolatorError> {
         let mut hard = BTreeMap::new();
-        for (name, number) in RESOURCES {
+        for (number, name) in RESOURCES.iter().enumerate() {
             let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-            // SAFETY: the call fills in the local structure that it is given; the number comes from the C library.
-            let answer = unsafe { libc::getrlimit((*number) as _, &raw mut limit) };
+            // SAFETY: the call fills in the local structure that it is given; the number is one that the kernel knows.
+            let answer = unsafe { libc::getrlimit(number as _, &raw mut limit) };
             if answer != 0 {
                 let error = std::io::Error::last_os_error();
                 return Err(IsolatorError::io(NAME, format!("agentd's own limit {name} cannot be read"), error));
             }
-            hard.insert(*number, limit.rlim_max);
+            hard.insert(number as u32, limit.rlim_max);
         }
         let ceiling = std::fs::read_to_string("/proc/sys/fs/nr_open").ok();
         let ceiling = ceiling.and_then(|text| text.trim().parse().ok()).unwrap_or(1_048_576);
@@ -89,14 +91,13 @@ impl Rlimits {
         nofile_ceiling: u64,
     ) -> Result<Self, IsolatorError> {
         let mut isolator = Self { hard, may_raise, nofile_ceiling, defaults: BTreeMap::new() };
-        let (files, core) = (libc::RLIMIT_NOFILE as u32, libc::RLIMIT_CORE as u32);
-        let most_files = isolator.most(files).min(DEFAULT_NOFILE_HARD);
-        isolator.defaults.insert(files, (DEFAULT_NOFILE_SOFT.min(most_files), most_files));
-        isolator.defaults.insert(core, (0, isolator.most(core)));
+        let most_files = isolator.most(NOFILE).min(DEFAULT_NOFILE_HARD);
+        isolator.defaults.insert(NOFILE, (DEFAULT_NOFILE_SOFT.min(most_files), most_files));
+        isolator.defaults.insert(CORE, (0, isolator.most(CORE)));
         for (name, pair) in node {
-            let (number, soft, hard) = isolator.read(name, *pair).map_err(|message| {
-                IsolatorError::new(NAME, format!("the node's default limit {name}: {message}"))
-            })?;
+            let (number, soft, hard) = isolator
+                .read(name, *pair)
+                .map_err(|message| IsolatorError::new(NAME, format!("the node's default limit {name}: {message}")))?;
             isolator.defaults.insert(number, (soft, hard));
         }
         Ok(isolator)
@@ -104,7 +105,7 @@ impl Rlimits {
 
     /// Highest hard limit that agentd can give.
     fn most(&self, resource: u32) -> u64 {
-        let ceiling = if resource == libc::RLIMIT_NOFILE as u32 { self.nofile_ceiling } else { INFINITY };
+        let ceiling = if resource == NOFILE { self.nofile_ceiling } else { INFINITY };
         let own = if self.may_raise { INFINITY } else { self.hard.get(&resource).copied().unwrap_or(INFINITY) };
         own.min(ceiling)
     }
@@ -112,8 +113,7 @@ impl Rlimits {
     /// Number, soft and hard limit of a setting, or what is wrong with it.
     fn read(&self, name: &str, pair: [i64; 2]) -> Result<(u32, u64, u64), String> {
         let Some(number) = number(name) else {
-            let names: Vec<&str> = RESOURCES.iter().map(|(name, _)| *name).collect();
-            return Err(format!("no such limit, expected one of {}", names.join(", ")));
+            return Err(format!("no such limit, expected one of {}", RESOURCES.join(", ")));
         };
         let limit = |value: i64| match value {
             -1 => Ok(INFINITY),
@@ -129,7 +129,7 @@ impl Rlimits {
             ));
         }
         let most = self.most(number);
-        if hard > most && number == libc::RLIMIT_NOFILE as u32 && most == self.nofile_ceiling {
+        if hard > most && number == NOFILE && most == self.nofile_ceiling {
             return Err(format!(
                 "hard limit {} is above the kernel's limit of {most}: lower it, or raise sysctl fs.nr_open",
                 shown(hard)
@@ -181,8 +181,6 @@ impl Isolator for Rlimits {
 mod tests {
     use super::*;
 
-    const NOFILE: u32 = libc::RLIMIT_NOFILE as u32;
-
     fn isolator(nofile: u64, may_raise: bool) -> Rlimits {
         Rlimits::with(&BTreeMap::new(), BTreeMap::from([(NOFILE, nofile)]), may_raise, 1_000_000).expect("made")
     }
@@ -193,11 +191,11 @@ mod tests {
         assert_eq!(isolator(512, false).defaults[&NOFILE], (512, 512));
         assert_eq!(isolator(INFINITY, false).defaults[&NOFILE], (1024, 524_288));
         assert_eq!(isolator(512, true).defaults[&NOFILE], (1024, 524_288));
-        assert_eq!(isolator(512, true).defaults[&(libc::RLIMIT_CORE as u32)], (0, INFINITY));
+        assert_eq!(isolator(512, true).defaults[&CORE], (0, INFINITY));
         let node = BTreeMap::from([("nofile".to_owned(), [100, 200]), ("core".to_owned(), [-1, -1])]);
         let made = Rlimits::with(&node, BTreeMap::new(), false, 1_000_000).expect("made");
         assert_eq!(made.defaults[&NOFILE], (100, 200));
-        assert_eq!(made.defaults[&(libc::RLIMIT_CORE as u32)], (INFINITY, INFINITY));
+        assert_eq!(made.defaults[&CORE], (INFINITY, INFINITY));
         let node = BTreeMap::from([("nofiles".to_owned(), [1, 2])]);
         assert!(Rlimits::with(&node, BTreeMap::new(), false, 1).expect_err("refused").message.contains("nofiles"));
     }
@@ -224,6 +222,20 @@ mod tests {
         let mut found = Vec::new();
         isolator(20_000, true).check(&pod, &mut found);
         assert!(found[0].message.contains("fs.nr_open"), "{}", found[0]);
+    }
+
+    #[test]
+    fn numbers_are_those_of_the_c_library() {
+        assert_eq!((number("nofile"), number("core")), (Some(NOFILE), Some(CORE)));
+        for (name, expected) in [
+            ("nofile", i64::from(libc::RLIMIT_NOFILE)),
+            ("core", i64::from(libc::RLIMIT_CORE)),
+            ("as", i64::from(libc::RLIMIT_AS)),
+            ("memlock", i64::from(libc::RLIMIT_MEMLOCK)),
+            ("rttime", i64::from(libc::RLIMIT_RTTIME)),
+        ] {
+            assert_eq!(number(name).map(i64::from), Some(expected), "{name}");
+        }
     }
 
     #[test]

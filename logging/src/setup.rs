@@ -48,7 +48,8 @@ fn plausible(level: &str) -> bool {
 pub fn init(level: &str, format: Format) -> Result<(), SetupError> {
     let filter = EnvFilter::try_new(level)
         .map_err(|error| SetupError::Level { found: level.to_owned(), reason: error.to_string() })?;
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).log_internal_errors(false);
+    let builder =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).log_internal_errors(false);
     let result = match format {
         // The journal stamps lines itself, and colours would be noise in it.
         Format::Text => {

@@ -173,7 +173,8 @@ impl Checker {
         let count = self.failures;
         let limit = self.timing.max_failures;
         if limit == 0 {
-            let message = format!("health check failed {count} in a row (maxConsecutiveFailures 0 never kills): {reason}");
+            let message =
+                format!("health check failed {count} in a row (maxConsecutiveFailures 0 never kills): {reason}");
             return Some(Action::Unhealthy { message });
         }
         let message = format!("health check failed {count} of {limit} allowed in a row: {reason}");
@@ -196,13 +197,7 @@ mod tests {
     }
 
     fn timing(grace: u64, max_failures: u32) -> Timing {
-        Timing {
-            grace: seconds(grace),
-            interval: seconds(60),
-            timeout: seconds(20),
-            delay: seconds(15),
-            max_failures,
-        }
+        Timing { grace: seconds(grace), interval: seconds(60), timeout: seconds(20), delay: seconds(15), max_failures }
     }
 
     /// Runs the checks of `results`, each answered at once, and writes what came of each as one letter.
@@ -261,10 +256,7 @@ mod tests {
         assert_eq!(checker.next_tick(), None);
         assert_eq!(checker.tick(seconds(900)), None, "one check at a time");
         let message = "health check failed 1 of 2 allowed in a row: connection refused".to_owned();
-        assert_eq!(
-            checker.result(seconds(130), 0, Err("connection refused")),
-            Some(Action::Unhealthy { message })
-        );
+        assert_eq!(checker.result(seconds(130), 0, Err("connection refused")), Some(Action::Unhealthy { message }));
         // the interval counts from the result, so that slow checks do not run back to back
         assert_eq!(checker.next_tick(), Some(seconds(190)));
         assert_eq!(checker.result(seconds(131), 0, Ok(())), None, "a result counts once");
@@ -365,7 +357,7 @@ mod tests {
                             continue;
                         }
                         let action = checker.result(now, id, Err("no"));
-                        if !passed && now - start < seconds(grace) {
+                        if !passed && now.saturating_sub(start) < seconds(grace) {
                             prop_assert_eq!(action, None);
                             continue;
                         }

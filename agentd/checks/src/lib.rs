@@ -13,4 +13,4 @@ mod tls;
 
 pub use checker::{Action, Checker, Timing};
 pub use driver::{HealthEvent, drive};
-pub use probe::{CommandExit, CommandProbe, HttpScheme, Probe};
+pub use probe::{CommandExit, CommandProbe, HttpScheme, Probe, ProbeContext};

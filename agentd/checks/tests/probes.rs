@@ -122,9 +122,7 @@ async fn ipv6_loopback_is_tried_when_ipv4_refuses() {
 #[tokio::test]
 async fn refused_says_so() {
     let port = closed_port().await;
-    for result in
-        [probe::tcp(None, port, LONG).await, probe::http(None, port, "/", HttpScheme::Http, LONG).await]
-    {
+    for result in [probe::tcp(None, port, LONG).await, probe::http(None, port, "/", HttpScheme::Http, LONG).await] {
         assert_eq!(result.unwrap_err(), format!("connection refused by 127.0.0.1:{port}"));
     }
 }
@@ -343,14 +341,14 @@ async fn driver_ends_when_cancelled_or_unheard() {
     let probe = Probe::Tcp { netns: None, port: closed_port().await };
     let (events, received) = mpsc::channel(1);
     drop(received);
-    let timing = Timing { delay: Duration::from_secs(3600), ..quick(3) };
+    let timing = Timing { delay: Duration::from_hours(1), ..quick(3) };
     tokio::time::timeout(LONG, drive(timing, probe, Duration::ZERO, CancellationToken::new(), events)).await.unwrap();
 }
 
 #[tokio::test]
 async fn driver_takes_back_an_old_container_without_a_new_delay_or_grace_period() {
     let probe = Probe::Tcp { netns: None, port: closed_port().await };
-    let timing = Timing { delay: Duration::from_secs(15), grace: Duration::from_secs(300), ..quick(1) };
+    let timing = Timing { delay: Duration::from_secs(15), grace: Duration::from_mins(5), ..quick(1) };
     let (events, mut received) = mpsc::channel(1);
     let age = Duration::from_secs(301);
     tokio::time::timeout(LONG, drive(timing, probe, age, CancellationToken::new(), events)).await.unwrap();
@@ -383,16 +381,18 @@ async fn probes_come_from_the_pods_words() {
         }),
         ..base.clone()
     };
-    let made = make(&http("web", None, Some("HTTPS"))).unwrap_or_else(|message| panic!("{message}"));
-    assert!(matches!(made, Probe::Http { port: 8080, ref path, scheme: HttpScheme::Https, .. } if path == "/"));
-    let made = make(&http("web", Some("ready"), None)).unwrap_or_else(|message| panic!("{message}"));
-    assert!(matches!(made, Probe::Http { ref path, scheme: HttpScheme::Http, .. } if path == "/ready"));
+    let probe = make(&http("web", None, Some("HTTPS"))).unwrap_or_else(|message| panic!("{message}"));
+    assert!(matches!(probe, Probe::Http { port: 8080, ref path, scheme: HttpScheme::Https, .. } if path == "/"));
+    let probe = make(&http("web", Some("ready"), None)).unwrap_or_else(|message| panic!("{message}"));
+    assert!(matches!(probe, Probe::Http { ref path, scheme: HttpScheme::Http, .. } if path == "/ready"));
     let tcp = HealthCheck { tcp: Some(TcpCheck { endpoint: "web".to_owned() }), ..base.clone() };
     assert!(matches!(make(&tcp), Ok(Probe::Tcp { port: 8080, .. })));
     let shell = Command::Shell("test -e /ready".to_owned());
     let exec = HealthCheck { exec: Some(ExecCheck { command: shell }), ..base.clone() };
     assert!(matches!(make(&exec), Ok(Probe::Command { ref argv, .. }) if *argv == ["/bin/sh", "-c", "test -e /ready"]));
-    for (check, word) in [(http("db", None, None), "endpoint"), (http("web", None, Some("FTP")), "scheme"), (base, "exactly one")] {
+    for (check, word) in
+        [(http("db", None, None), "endpoint"), (http("web", None, Some("FTP")), "scheme"), (base, "exactly one")]
+    {
         let message = make(&check).err().unwrap();
         assert!(message.starts_with("containers[0].healthCheck") && message.contains(word), "{message}");
     }

@@ -74,7 +74,12 @@ impl Failure {
 
     /// Says which artifact failed: `field` as in `containers[0].artifacts[1]`, `uri` without its password.
     pub fn of(self, field: &str, uri: &str) -> FetchError {
-        FetchError { kind: self.kind, field: format!("{field}.{}", self.part.name()), uri: uri.to_owned(), reason: self.reason }
+        FetchError {
+            kind: self.kind,
+            field: format!("{field}.{}", self.part.name()),
+            uri: uri.to_owned(),
+            reason: self.reason,
+        }
     }
 }
 

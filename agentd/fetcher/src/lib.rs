@@ -28,7 +28,7 @@ mod staging;
 mod tree;
 mod uri;
 
-pub use child::child_main;
+pub use child::{child_main, confinement_report};
 pub use error::{FailureKind, FetchError};
 pub use fetcher::{CacheSettings, FetchRequest, Fetcher, Settings};
 pub use staging::sweep;

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
-use crate::error::{FailureKind, Failure};
+use crate::error::{Failure, FailureKind};
 
 /// Opens `path`, which must be a regular file below one of `roots`, also after all symbolic links.
 pub(crate) fn open(roots: &[PathBuf], path: &Path) -> Result<File, Failure> {
@@ -20,7 +20,9 @@ pub(crate) fn open(roots: &[PathBuf], path: &Path) -> Result<File, Failure> {
     let Some((root, relative)) = root.and_then(|root| Some((root, path.strip_prefix(root).ok()?))) else {
         let list: Vec<_> = roots.iter().map(|root| root.display().to_string()).collect();
         let list = list.join(", ");
-        return Err(refused(format!("not below a folder of file_roots ({list}); move the file there or add its folder")));
+        return Err(refused(format!(
+            "not below a folder of file_roots ({list}); move the file there or add its folder"
+        )));
     };
     let folder = rustix::fs::open(root, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
         .map_err(|error| Failure::local(&format!("opening the file_roots folder {}", root.display()), error))?;
@@ -32,7 +34,9 @@ pub(crate) fn open(roots: &[PathBuf], path: &Path) -> Result<File, Failure> {
         ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS,
     )
     .map_err(|errno| match errno {
-        Errno::XDEV | Errno::LOOP => refused(format!("a symbolic link leads out of {}; use the file itself", root.display())),
+        Errno::XDEV | Errno::LOOP => {
+            refused(format!("a symbolic link leads out of {}; use the file itself", root.display()))
+        }
         Errno::NOENT | Errno::NOTDIR => Failure::uri(FailureKind::Invalid, "no such file on this host".to_owned()),
         other => Failure::local("opening the file", other),
     })?;
@@ -41,7 +45,8 @@ pub(crate) fn open(roots: &[PathBuf], path: &Path) -> Result<File, Failure> {
         return Err(refused("not a regular file; only regular files can be fetched".to_owned()));
     }
     // only now opened for reading: opening a pipe or a device would already act on it
-    File::open(format!("/proc/self/fd/{}", found.as_raw_fd())).map_err(|error| Failure::local("opening the file", error))
+    File::open(format!("/proc/self/fd/{}", found.as_raw_fd()))
+        .map_err(|error| Failure::local("opening the file", error))
 }
 
 #[cfg(test)]
@@ -60,7 +65,8 @@ mod tests {
         std::fs::write(root.path().join("sub/good"), "good").unwrap();
         symlink("sub/good", root.path().join("inside")).unwrap();
         symlink(outside.path().join("secret"), root.path().join("absolute")).unwrap();
-        symlink(format!("../{}/secret", outside.path().file_name().unwrap().display()), root.path().join("up")).unwrap();
+        symlink(format!("../{}/secret", outside.path().file_name().unwrap().display()), root.path().join("up"))
+            .unwrap();
         symlink(outside.path(), root.path().join("folder")).unwrap();
         rustix::fs::mknodat(rustix::fs::CWD, root.path().join("pipe"), FileType::Fifo, Mode::RUSR, 0).unwrap();
         let roots = [root.path().to_owned()];

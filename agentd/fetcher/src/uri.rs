@@ -5,7 +5,7 @@ use std::path::{Component, Path, PathBuf};
 use agentd_api::pod::Artifact;
 use url::Url;
 
-use crate::error::{FailureKind, Failure, Part};
+use crate::error::{Failure, FailureKind, Part};
 use crate::staging;
 
 /// Longest path in a sandbox, bytes.
@@ -59,9 +59,10 @@ pub(crate) fn plan(artifact: &Artifact) -> Result<Plan, Failure> {
     // Mesos's rule: an executable is never unpacked
     let extract = artifact.extract && !artifact.executable;
     let file = match &artifact.dest_path {
-        Some(path) => Some(below_sandbox(Path::new(path)).map_err(|reason| {
-            Failure::new(FailureKind::Invalid, Part::DestPath, format!("{path:?} {reason}"))
-        })?),
+        Some(path) => Some(
+            below_sandbox(Path::new(path))
+                .map_err(|reason| Failure::new(FailureKind::Invalid, Part::DestPath, format!("{path:?} {reason}")))?,
+        ),
         None if extract => None,
         None => Some(default_name(&url)?),
     };
@@ -100,8 +101,12 @@ pub(crate) fn below_sandbox(path: &Path) -> Result<PathBuf, &'static str> {
         match component {
             Component::Normal(name) => clean.push(name),
             Component::CurDir => {}
-            Component::ParentDir => return Err("leads out of the sandbox by '..'; expected a relative path without '..'"),
-            Component::RootDir | Component::Prefix(_) => return Err("is absolute; expected a path relative to the sandbox"),
+            Component::ParentDir => {
+                return Err("leads out of the sandbox by '..'; expected a relative path without '..'");
+            }
+            Component::RootDir | Component::Prefix(_) => {
+                return Err("is absolute; expected a path relative to the sandbox");
+            }
         }
     }
     let bytes = clean.as_os_str().as_encoded_bytes();

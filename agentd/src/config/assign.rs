@@ -3,7 +3,7 @@
 use std::path::{Component, Path, PathBuf};
 
 use super::keys::{Key, Kind, REGISTRY_KEYS, is_authority};
-use super::node::{Entry, Node, Tree};
+use super::node::{Node, Tree};
 use super::problem::{nearest, quoted};
 use super::types::{Config, Registry};
 use super::{Assignment, MAX_PATH, Origin, Problem};
@@ -13,7 +13,6 @@ use super::{Assignment, MAX_PATH, Origin, Problem};
 pub(super) fn from_text(key: &Key, text: &str) -> Node {
     let as_text = || Tree::Text(text.to_owned());
     let tree = match &key.kind {
-        Kind::Text { .. } | Kind::Path(_) | Kind::OptionalPath(_) => as_text(),
         Kind::Integer { .. } | Kind::OptionalInteger { .. } => {
             text.trim().parse().map_or_else(|_| as_text(), Tree::Integer)
         }
@@ -21,27 +20,15 @@ pub(super) fn from_text(key: &Key, text: &str) -> Node {
             text.trim().parse().map_or_else(|_| as_text(), Tree::Number)
         }
         Kind::Bool(_) => text.trim().parse().map_or_else(|_| as_text(), Tree::Bool),
-        Kind::Paths(_) | Kind::List { .. } | Kind::Map(_) | Kind::Registries(_)
+        Kind::Paths(_) | Kind::EtcNames(_) | Kind::List { .. } | Kind::Registries(_)
             if text.trim_start().starts_with(['[', '{']) =>
         {
             return Node::parse(text.trim()).unwrap_or_else(|| Node::unplaced(as_text()));
         }
-        Kind::Paths(_) | Kind::List { .. } => Tree::List(
-            parts(text).map(|part| Node::unplaced(Tree::Text(part.to_owned()))).collect(),
-        ),
-        Kind::Map(_) => {
-            let mut entries = Vec::new();
-            for part in parts(text) {
-                let Some((name, value)) = part.split_once('=') else { return Node::unplaced(as_text()) };
-                entries.push(Entry {
-                    name: name.trim().to_owned(),
-                    place: None,
-                    value: Node::unplaced(Tree::Text(value.trim().to_owned())),
-                });
-            }
-            Tree::Table(entries)
+        Kind::Paths(_) | Kind::EtcNames(_) | Kind::List { .. } => {
+            Tree::List(parts(text).map(|part| Node::unplaced(Tree::Text(part.to_owned()))).collect())
         }
-        Kind::Registries(_) => as_text(),
+        Kind::Text { .. } | Kind::Path(_) | Kind::OptionalPath(_) | Kind::Registries(_) => as_text(),
     };
     Node::unplaced(tree)
 }
@@ -60,9 +47,7 @@ struct Judge<'a> {
 impl Judge<'_> {
     fn at(&mut self, node: &Node, field: &str, message: impl Into<String>) {
         let origin = match (self.origin, node.place) {
-            (Origin::File { file, .. }, Some((line, column))) => {
-                Origin::File { file: file.clone(), line, column }
-            }
+            (Origin::File { file, .. }, Some((line, column))) => Origin::File { file: file.clone(), line, column },
             (origin, _) => origin.clone(),
         };
         self.problems.push(origin.problem(field, message));
@@ -172,6 +157,19 @@ pub(super) fn assign(given: &Assignment, config: &mut Config, problems: &mut Vec
                 *place(config) = paths;
             }
         }
+        Kind::EtcNames(place) => {
+            let mut names = Vec::new();
+            let expected = "a path relative to /etc";
+            for (index, item) in judge.list(node, expected).unwrap_or_default().iter().enumerate() {
+                let name = format!("{field}[{index}]");
+                let Some(text) = judge.text(item, &name, expected) else { continue };
+                match agentd_isolators::rootfs::HostFiles::new(vec![text.to_owned()]) {
+                    Ok(_) => names.push(PathBuf::from(text)),
+                    Err(error) => judge.at(item, &name, error.message),
+                }
+            }
+            *place(config) = names;
+        }
         Kind::List { expected, check, field: place } => {
             let mut values = Vec::new();
             for (index, item) in judge.list(node, expected).unwrap_or_default().iter().enumerate() {
@@ -209,36 +207,11 @@ pub(super) fn assign(given: &Assignment, config: &mut Config, problems: &mut Vec
                 *place(config) = value;
             }
         }
-        Kind::Map(place) => {
-            let Tree::Table(entries) = &node.tree else {
-                judge.found(node, &field, "a table of names, e.g. { dcos = \"bridge\" }");
-                return false;
-            };
-            place(config).clear();
-            for entry in entries {
-                let name = format!("{field}.{}", entry.name);
-                match judge.text(&entry.value, &name, "the name of a network") {
-                    Some(text) if is_network_name(text) && is_network_name(&entry.name) => {
-                        place(config).insert(entry.name.clone(), text.to_owned());
-                    }
-                    Some(_) => judge.found(
-                        &entry.value,
-                        &name,
-                        "names of networks on both sides: 1 to 63 characters of a-z, A-Z, 0-9, '-', '_' and '.'",
-                    ),
-                    None => {}
-                }
-            }
-        }
         Kind::Registries(place) => {
             *place(config) = registries(node, &field, &mut judge);
         }
     }
     problems.len() == before
-}
-
-fn is_network_name(text: &str) -> bool {
-    (1..=63).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
 }
 
 const AUTHORITY: &str = "a host with its port where it is not 443, e.g. \"registry.example:5000\", without https://";
@@ -273,7 +246,9 @@ fn registries(node: &Node, field: &str, judge: &mut Judge<'_>) -> Vec<Registry> 
                     for (at, mirror) in mirrors.iter().enumerate() {
                         let inner = format!("{inner}[{at}]");
                         match judge.text(mirror, &inner, AUTHORITY) {
-                            Some(text) if is_authority(text) => registry.mirrors.push(text.to_owned()),
+                            Some(text) if is_authority(text) => {
+                                registry.mirrors.push(text.to_owned());
+                            }
                             Some(_) => judge.found(mirror, &inner, AUTHORITY),
                             None => {}
                         }
@@ -295,9 +270,17 @@ fn registries(node: &Node, field: &str, judge: &mut Judge<'_>) -> Vec<Registry> 
             judge.at(item, &format!("{name}.host"), format!("is missing; expected {AUTHORITY}"));
         } else if registries.iter().any(|known| known.host == registry.host && !known.host.is_empty()) {
             let host = quoted(&registry.host);
-            judge.at(item, &format!("{name}.host"), format!("found {host} a second time; keep one entry for each host"));
+            judge.at(
+                item,
+                &format!("{name}.host"),
+                format!("found {host} a second time; keep one entry for each host"),
+            );
         } else if registry.insecure && registry.ca.is_some() {
-            judge.at(item, &format!("{name}.ca"), "has no use with insecure = true, which speaks plain HTTP; remove one");
+            judge.at(
+                item,
+                &format!("{name}.ca"),
+                "has no use with insecure = true, which speaks plain HTTP; remove one",
+            );
         }
         registries.push(registry);
     }

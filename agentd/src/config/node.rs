@@ -62,15 +62,12 @@ impl Node {
             DeValue::String(string) => Tree::Text(string.to_string()),
             DeValue::Integer(integer) => i64::from_str_radix(integer.as_str(), integer.radix())
                 .map_or_else(|_| Tree::Other(format!("the integer {integer}")), Tree::Integer),
-            DeValue::Float(float) => float
-                .as_str()
-                .parse()
-                .map_or_else(|_| Tree::Other(format!("the number {float}")), Tree::Number),
+            DeValue::Float(float) => {
+                float.as_str().parse().map_or_else(|_| Tree::Other(format!("the number {float}")), Tree::Number)
+            }
             DeValue::Boolean(value) => Tree::Bool(*value),
             DeValue::Datetime(value) => Tree::Other(format!("the date {value}")),
-            DeValue::Array(items) => {
-                Tree::List(items.iter().map(|item| Self::from_toml(item, text, placed)).collect())
-            }
+            DeValue::Array(items) => Tree::List(items.iter().map(|item| Self::from_toml(item, text, placed)).collect()),
             DeValue::Table(table) => Tree::Table(entries(table, text, placed)),
         };
         Self { place, tree }

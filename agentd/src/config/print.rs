@@ -16,20 +16,13 @@ pub(super) fn value(key: &Key, config: &Config) -> Option<String> {
         Kind::Text { get, .. } => get(config).map(|text| text_value(&text)),
         Kind::Path(place) => Some(path_value(place(config))),
         Kind::OptionalPath(place) => place(config).as_deref().map(path_value),
-        Kind::Paths(place) => Some(list(place(config).iter().map(|path| path_value(path)))),
+        Kind::Paths(place) | Kind::EtcNames(place) => Some(list(place(config).iter().map(|path| path_value(path)))),
         Kind::List { field, .. } => Some(list(field(config).iter().map(|text| text_value(text)))),
         Kind::Integer { field, .. } => Some(field(config).to_string()),
         Kind::OptionalInteger { field, .. } => field(config).map(|value| value.to_string()),
         Kind::Number { field, .. } => Some(format!("{:?}", field(config))),
         Kind::OptionalNumber { field, .. } => field(config).map(|value| format!("{value:?}")),
         Kind::Bool(place) => Some(place(config).to_string()),
-        Kind::Map(place) => {
-            let entries: Vec<String> = place(config)
-                .iter()
-                .map(|(name, value)| format!("{} = {}", text_value(name), text_value(value)))
-                .collect();
-            Some(if entries.is_empty() { "{}".to_owned() } else { format!("{{ {} }}", entries.join(", ")) })
-        }
         Kind::Registries(place) => Some(list(place(config).iter().map(registry))),
     }
 }

@@ -1,6 +1,5 @@
 //! The configuration as plain data, and its defaults.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use ipnet::{Ipv4Net, Ipv6Net};
@@ -105,9 +104,7 @@ impl DiskEnforcement {
     }
 
     pub(super) fn from_word(word: &str) -> Option<Self> {
-        [Self::Auto, Self::Quota, Self::Loop, Self::Meter]
-            .into_iter()
-            .find(|value| value.word() == word)
+        [Self::Auto, Self::Quota, Self::Loop, Self::Meter].into_iter().find(|value| value.word() == word)
     }
 }
 
@@ -135,7 +132,8 @@ pub struct Pods {
 /// Which files of the host pods see.
 #[derive(Debug, Clone, PartialEq)]
 pub struct HostFiles {
-    /// Files and folders below `/etc` that containers without an image see, read-only.
+    /// Files and folders that containers without an image see, read-only: paths relative to `/etc`, and a `*` may end
+    /// the last component.
     pub etc: Vec<PathBuf>,
     /// Folders at or below which a volume's host path must be.
     pub allowed_host_paths: Vec<PathBuf>,
@@ -192,16 +190,51 @@ impl PortRange {
     }
 }
 
+/// IPv6 of the bridge.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Subnet6 {
+    /// A unique local /64 of the host's own, where the host has IPv6.
+    Auto,
+    /// None.
+    Off,
+    /// This one.
+    Net(Ipv6Net),
+}
+
+impl std::fmt::Display for Subnet6 {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Off => f.write_str("off"),
+            Self::Net(net) => net.fmt(f),
+        }
+    }
+}
+
+impl Subnet6 {
+    pub(super) fn parse(text: &str) -> Option<Self> {
+        match text {
+            "auto" => Some(Self::Auto),
+            "off" => Some(Self::Off),
+            _ => text
+                .parse::<Ipv6Net>()
+                .ok()
+                .filter(|net| net.trunc() == *net && (8..=96).contains(&net.prefix_len()))
+                .map(Self::Net),
+        }
+    }
+}
+
 /// Networks of pods.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Network {
-    /// Name of the bridge.
-    pub bridge: String,
-    /// IPv4 subnet of the bridge.
-    pub subnet: Ipv4Net,
+    /// Name of the bridge; absent means one from the instance's name.
+    pub bridge: Option<String>,
+    /// IPv4 subnet of the bridge; absent means one that is free of the host's routes.
+    pub subnet: Option<Ipv4Net>,
     /// IPv6 subnet of the bridge.
-    pub subnet6: Ipv6Net,
-    /// Largest packet.
+    pub subnet6: Subnet6,
+    /// Largest packet; 0 means that of the link with the host's default route.
     pub mtu: u64,
     /// Host ports for endpoints that ask for any.
     pub port_range: PortRange,
@@ -209,8 +242,14 @@ pub struct Network {
     pub dns_servers: Vec<String>,
     /// Search domains of pods; empty means those of the host.
     pub dns_search: Vec<String>,
-    /// Further names of networks: name in the pod → name on this host (`bridge`, or that of a CNI network).
-    pub aliases: BTreeMap<String, String>,
+    /// Further names of the bridge's network.
+    pub aliases: Vec<String>,
+    /// Whether pods reach the host's services in general, not only name servers.
+    pub host_access: bool,
+    /// Whether pods reach link-local addresses, where clouds keep credentials.
+    pub allow_metadata: bool,
+    /// Whether machines outside reach pods' own addresses, not only host ports.
+    pub allow_inbound: bool,
 }
 
 /// Fetching of artifacts.
@@ -267,38 +306,55 @@ pub struct Api {
     pub socket_mode: u32,
 }
 
-/// Files of `/etc` without which ordinary programs of the host do not run: the linker's cache, certificates, time
-/// zone, name service. Never passwords, keys, or agentd's own.
-const HOST_ETC: [&str; 18] = [
-    "/etc/alternatives",
-    "/etc/bash.bashrc",
-    "/etc/ca-certificates",
-    "/etc/crypto-policies",
-    "/etc/ld.so.cache",
-    "/etc/ld.so.conf",
-    "/etc/ld.so.conf.d",
-    "/etc/localtime",
-    "/etc/mime.types",
-    "/etc/nsswitch.conf",
-    "/etc/os-release",
-    "/etc/pki/ca-trust",
-    "/etc/pki/tls/certs",
-    "/etc/protocols",
-    "/etc/services",
-    "/etc/ssl/certs",
-    "/etc/ssl/openssl.cnf",
-    "/etc/timezone",
+/// Files and folders of `/etc` that the host's programs need to run and that hold no secret.
+const HOST_ETC: &[&str] = &[
+    "alternatives",
+    "bash.bashrc",
+    "ca-certificates.conf",
+    "crypto-policies",
+    "debian_version",
+    "fonts",
+    "gai.conf",
+    "group",
+    "host.conf",
+    "inputrc",
+    "java*",
+    "ld.so.cache",
+    "ld.so.conf",
+    "ld.so.conf.d",
+    "locale.alias",
+    "localtime",
+    "magic",
+    "magic.mime",
+    "mime.types",
+    "networks",
+    "nsswitch.conf",
+    "os-release",
+    "passwd",
+    "perl",
+    "pki/ca-trust/extracted",
+    "pki/tls/cert.pem",
+    "pki/tls/certs",
+    "pki/tls/openssl.cnf",
+    "profile",
+    "protocols",
+    "python3*",
+    "redhat-release",
+    "rpc",
+    "services",
+    "ssl/certs",
+    "ssl/openssl.cnf",
+    "terminfo",
+    "timezone",
 ];
 
 impl Config {
     /// The defaults of an instance. With `dev`, everything that is made or read lies below that folder.
     pub fn defaults(instance: &str, dev: Option<&Path>) -> Self {
         let run = dev.map_or_else(|| Path::new("/run").join(instance), |dev| dev.join("run"));
-        let state =
-            dev.map_or_else(|| Path::new("/var/lib").join(instance), |dev| dev.join("state"));
+        let state = dev.map_or_else(|| Path::new("/var/lib").join(instance), |dev| dev.join("state"));
         let etc = dev.unwrap_or(Path::new("/etc/agentd"));
         let socket = dev.map_or_else(|| run.join("agentd.sock"), |dev| dev.join("agentd.sock"));
-        let addresses = Addresses::of(instance);
         Self {
             instance: instance.to_owned(),
             hostname: None,
@@ -309,8 +365,7 @@ impl Config {
                 socket,
                 secrets: etc.join("secrets"),
                 seccomp: etc.join("seccomp"),
-                cni_config: dev
-                    .map_or_else(|| PathBuf::from("/etc/cni/net.d"), |dev| dev.join("cni")),
+                cni_config: dev.map_or_else(|| PathBuf::from("/etc/cni/net.d"), |dev| dev.join("cni")),
                 cni_plugins: vec!["/opt/cni/bin".into(), "/usr/lib/cni".into()],
                 pod_init: None,
             },
@@ -328,7 +383,7 @@ impl Config {
             },
             host_files: HostFiles {
                 etc: HOST_ETC.iter().map(PathBuf::from).collect(),
-                allowed_host_paths: vec!["/srv".into(), "/mnt".into(), "/data".into()],
+                allowed_host_paths: vec!["/".into()],
             },
             images: Images {
                 auth_file: None,
@@ -338,14 +393,17 @@ impl Config {
                 registries: Vec::new(),
             },
             network: Network {
-                bridge: addresses.bridge,
-                subnet: addresses.subnet,
-                subnet6: addresses.subnet6,
-                mtu: 1500,
-                port_range: addresses.ports,
+                bridge: None,
+                subnet: None,
+                subnet6: Subnet6::Auto,
+                mtu: 0,
+                port_range: default_ports(instance),
                 dns_servers: Vec::new(),
                 dns_search: Vec::new(),
-                aliases: BTreeMap::new(),
+                aliases: Vec::new(),
+                host_access: true,
+                allow_metadata: false,
+                allow_inbound: false,
             },
             artifacts: Artifacts {
                 file_roots: Vec::new(),
@@ -354,11 +412,7 @@ impl Config {
                 allow_private: true,
                 allow_loopback: false,
             },
-            logs: Logs {
-                max_bytes_per_container: 20 << 20,
-                level: "info".to_owned(),
-                format: LogFormat::Text,
-            },
+            logs: Logs { max_bytes_per_container: 20 << 20, level: "info".to_owned(), format: LogFormat::Text },
             api: Api { socket_group: "agentd".to_owned(), socket_mode: 0o660 },
         }
     }
@@ -371,51 +425,11 @@ pub(super) fn dev_instance(dev: &Path) -> String {
     format!("dev-{:02x}{:02x}{:02x}{:02x}", digest[0], digest[1], digest[2], digest[3])
 }
 
-/// What would clash if two instances on one host used the same.
-struct Addresses {
-    bridge: String,
-    subnet: Ipv4Net,
-    subnet6: Ipv6Net,
-    ports: PortRange,
-}
-
-impl Addresses {
-    /// By a hash of the name, except that the ordinary instance has fixed and easily remembered ones. 
-    /// 10.192.0.0/10 has 1,024 subnets of 4,094 addresses; port ranges of 1,000 end below Linux's
-    /// ephemeral ports, and with only eleven of them two instances can share one: ports are then taken first come.
-    fn of(instance: &str) -> Self {
-        let digest = Sha256::digest(instance.as_bytes());
-        let ordinary = instance == super::DEFAULT_INSTANCE;
-        let block = if ordinary {
-            0
-        } else {
-            1 + u32::from(u16::from_be_bytes([digest[0], digest[1]])) % 1023
-        };
-        let base = std::net::Ipv4Addr::from(u32::from(std::net::Ipv4Addr::new(10, 192, 0, 0)) + (block << 12));
-        let base6 = std::net::Ipv6Addr::new(
-            0xfd00 | u16::from(digest[2]),
-            u16::from_be_bytes([digest[3], digest[4]]),
-            u16::from_be_bytes([digest[5], digest[6]]),
-            0,
-            0,
-            0,
-            0,
-            0,
-        );
-        let slot = if ordinary { 11 } else { u16::from(digest[7]) % 11 };
-        let first = 20_000 + slot * 1000;
-        // Names of interfaces have at most 15 characters.
-        let bridge = if instance.len() <= 14 {
-            format!("{instance}0")
-        } else {
-            let start: String = instance.chars().take(8).collect();
-            format!("{start}{:02x}{:02x}{:02x}0", digest[8], digest[9], digest[10])
-        };
-        Self {
-            bridge,
-            subnet: Ipv4Net::new_assert(base, 20),
-            subnet6: Ipv6Net::new_assert(base6, 64),
-            ports: PortRange { first, last: first + 999 },
-        }
-    }
+/// Ports of an instance. Ranges of 1,000 end below Linux's ephemeral ports; the ordinary instance has a fixed one, the others
+/// one of eleven by a hash of the name. Two that come to share one get its ports first come, first served.
+fn default_ports(instance: &str) -> PortRange {
+    let slot =
+        if instance == super::DEFAULT_INSTANCE { 11 } else { u16::from(Sha256::digest(instance.as_bytes())[0]) % 11 };
+    let first = 20_000 + slot * 1000;
+    PortRange { first, last: first + 999 }
 }

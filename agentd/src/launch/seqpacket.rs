@@ -16,7 +16,8 @@ impl Seqpacket {
     /// Takes a connected socket; makes it non-blocking.
     pub fn new(fd: OwnedFd) -> io::Result<Self> {
         rustix::io::ioctl_fionbio(&fd, true)?;
-        Ok(Self(AsyncFd::new(fd)?))
+        // SAFETY: an OwnedFd names the same open file from its making to its drop, as `register` demands.
+        Ok(Self(unsafe { AsyncFd::register(fd) }?))
     }
 
     /// Connects to the listening socket at `path`.

@@ -84,6 +84,11 @@ impl Zygote {
         Err(LaunchError::Gone)
     }
 
+    /// Ends the process; pod-inits live on.
+    pub async fn close(&self) {
+        *self.running.lock().await = None;
+    }
+
     async fn ask(zygote: &Running, fds: &[BorrowedFd<'_>], own_network: bool) -> Result<Forked, LaunchError> {
         let request = Request::Fork { own_network }.encode(1);
         zygote.socket.send(&request, fds).await.map_err(|_| LaunchError::Gone)?;

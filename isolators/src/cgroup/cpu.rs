@@ -8,7 +8,7 @@ use std::sync::Arc;
 use agentd_api::pod::{Container, PodSpec};
 use agentd_api::problem::Violation;
 
-use super::driver::Driver;
+use super::driver::{Driver, absent_message};
 use super::files::{Tree, key_of};
 use super::hierarchy::Controller;
 use crate::{ContainerContext, Isolator, IsolatorError, Launch, Usage};
@@ -33,10 +33,6 @@ impl Cpu {
         Self { driver }
     }
 
-    fn write(&self, tree: &Tree, file: &str, value: &str) -> Result<(), IsolatorError> {
-        tree.write(file, value).map_err(|e| tree.error(NAME, &format!("write '{value}' to"), file, e))
-    }
-
     /// Writes the weights and the quota.
     fn apply(&self, context: &ContainerContext<'_>) -> Result<(), IsolatorError> {
         let tree = self.driver.need(NAME, Controller::Cpu)?;
@@ -47,42 +43,34 @@ impl Cpu {
         let quota = quota_us(context.container);
         let burst = context.container.agentd.cpu.burst_ms.saturating_mul(1000).min(quota.unwrap_or(0));
         if self.driver.is_v2(Controller::Cpu) {
-            self.write(tree, &format!("{pod}/cpu.weight"), &weight(total).to_string())?;
-            self.write(tree, &format!("{path}/cpu.weight"), &weight(own).to_string())?;
+            write(tree, &format!("{pod}/cpu.weight"), &weight(total).to_string())?;
+            write(tree, &format!("{path}/cpu.weight"), &weight(own).to_string())?;
             // A burst may not exceed the quota at any moment: it is taken away first and given last.
             let burst_file = format!("{path}/cpu.max.burst");
-            self.clear_burst(tree, &burst_file)?;
+            clear_burst(tree, &burst_file)?;
             let max = quota.map_or_else(|| format!("max {PERIOD_US}"), |us| format!("{us} {PERIOD_US}"));
             let max_file = format!("{path}/cpu.max");
             if quota.is_some() || tree.exists(&max_file) {
-                self.write(tree, &max_file, &max)?;
+                write(tree, &max_file, &max)?;
             }
             if burst > 0 {
-                self.write(tree, &burst_file, &burst.to_string())?;
+                write(tree, &burst_file, &burst.to_string())?;
             }
         } else {
-            self.write(tree, &format!("{pod}/cpu.shares"), &shares(total).to_string())?;
-            self.write(tree, &format!("{path}/cpu.shares"), &shares(own).to_string())?;
+            write(tree, &format!("{pod}/cpu.shares"), &shares(total).to_string())?;
+            write(tree, &format!("{path}/cpu.shares"), &shares(own).to_string())?;
             let burst_file = format!("{path}/cpu.cfs_burst_us");
-            self.clear_burst(tree, &burst_file)?;
+            clear_burst(tree, &burst_file)?;
             let quota_file = format!("{path}/cpu.cfs_quota_us");
             if quota.is_some() || tree.exists(&quota_file) {
-                self.write(tree, &format!("{path}/cpu.cfs_period_us"), &PERIOD_US.to_string())?;
-                self.write(tree, &quota_file, &quota.map_or_else(|| "-1".to_owned(), |us| us.to_string()))?;
+                write(tree, &format!("{path}/cpu.cfs_period_us"), &PERIOD_US.to_string())?;
+                write(tree, &quota_file, &quota.map_or_else(|| "-1".to_owned(), |us| us.to_string()))?;
             }
             if burst > 0 {
-                self.write(tree, &burst_file, &burst.to_string())?;
+                write(tree, &burst_file, &burst.to_string())?;
             }
         }
         Ok(())
-    }
-
-    fn clear_burst(&self, tree: &Tree, file: &str) -> Result<(), IsolatorError> {
-        match tree.write(file, "0") {
-            // no such file before Linux 5.14
-            Ok(()) | Err(rustix::io::Errno::NOENT) => Ok(()),
-            Err(e) => Err(tree.error(NAME, "write '0' to", file, e)),
-        }
     }
 }
 
@@ -100,7 +88,7 @@ impl Isolator for Cpu {
         };
         for (i, container) in pod.containers.iter().enumerate() {
             let Some(tree) = self.driver.tree(Controller::Cpu) else {
-                let message = format!("{NAME}: {}", self.driver.absent_message(Controller::Cpu));
+                let message = format!("{NAME}: {}", absent_message(Controller::Cpu));
                 violations.push(Violation::new(format!("containers[{i}].resources.cpus"), message));
                 continue;
             };
@@ -165,6 +153,18 @@ impl Isolator for Cpu {
             0
         };
         Ok(())
+    }
+}
+
+fn write(tree: &Tree, file: &str, value: &str) -> Result<(), IsolatorError> {
+    tree.write(file, value).map_err(|e| tree.error(NAME, &format!("write '{value}' to"), file, e))
+}
+
+fn clear_burst(tree: &Tree, file: &str) -> Result<(), IsolatorError> {
+    match tree.write(file, "0") {
+        // no such file before Linux 5.14
+        Ok(()) | Err(rustix::io::Errno::NOENT) => Ok(()),
+        Err(e) => Err(tree.error(NAME, "write '0' to", file, e)),
     }
 }
 

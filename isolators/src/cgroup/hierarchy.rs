@@ -102,10 +102,7 @@ impl Layout {
 
     /// Reads a layout from the text of a `mountinfo` file. `controllers` gives the content of `cgroup.controllers` in
     /// the cgroup2 tree mounted at a path.
-    pub fn parse(
-        mountinfo: &str,
-        controllers: impl FnOnce(&Path) -> std::io::Result<String>,
-    ) -> std::io::Result<Self> {
+    pub fn parse(mountinfo: &str, controllers: impl FnOnce(&Path) -> std::io::Result<String>) -> std::io::Result<Self> {
         let mounts: Vec<Mount> = mountinfo.lines().filter_map(Mount::parse).collect();
         // A bind mount of a part of a tree (root other than `/`) is only second choice.
         let pick = |wanted: &dyn Fn(&Mount) -> bool| {

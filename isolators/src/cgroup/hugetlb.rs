@@ -9,7 +9,7 @@ use agentd_api::pod::PodSpec;
 use agentd_api::problem::Violation;
 use rustix::io::Errno;
 
-use super::driver::Driver;
+use super::driver::{Driver, absent_message};
 use super::hierarchy::Controller;
 use crate::{ContainerContext, Isolator, IsolatorError, Launch};
 
@@ -65,7 +65,7 @@ impl Isolator for Hugetlb {
             for size in container.agentd.hugepages.keys() {
                 let path = format!("containers[{i}].agentd.hugepages.{size}");
                 if !self.driver.has(Controller::Hugetlb) {
-                    let message = format!("{NAME}: {}", self.driver.absent_message(Controller::Hugetlb));
+                    let message = format!("{NAME}: {}", absent_message(Controller::Hugetlb));
                     violations.push(Violation::new(path, message));
                 } else if !self.sizes.contains(size) {
                     let has = if self.sizes.is_empty() { "none".to_owned() } else { self.sizes.join(", ") };

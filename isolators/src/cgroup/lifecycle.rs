@@ -43,10 +43,7 @@ impl Driver {
             for pid in pids.into_iter().filter_map(Pid::from_raw) {
                 // Held by descriptor and looked up again: the number may belong to another process by now.
                 let Ok(process) = rustix::process::pidfd_open(pid, PidfdFlags::empty()) else { continue };
-                let still = self
-                    .unified
-                    .processes(path)
-                    .is_ok_and(|now| now.contains(&pid.as_raw_nonzero().get()));
+                let still = self.unified.processes(path).is_ok_and(|now| now.contains(&pid.as_raw_nonzero().get()));
                 if still {
                     // an error can only mean that it has ended
                     let _ = rustix::process::pidfd_send_signal(&process, Signal::KILL);
@@ -72,9 +69,7 @@ impl Driver {
 
     fn set_frozen(&self, container: &ContainerCgroup, value: &str) -> Result<(), IsolatorError> {
         let file = format!("{}/cgroup.freeze", container.cgroup_path());
-        self.unified
-            .write(&file, value)
-            .map_err(|e| self.unified.error(NAME, &format!("write {value} to"), &file, e))
+        self.unified.write(&file, value).map_err(|e| self.unified.error(NAME, &format!("write {value} to"), &file, e))
     }
 
     /// Whether every process of a container is stopped by [`Driver::freeze`].

@@ -11,7 +11,7 @@ use agentd_api::pod::{Container, PodSpec};
 use agentd_api::problem::Violation;
 use rustix::io::Errno;
 
-use super::driver::{ContainerCgroup, Driver};
+use super::driver::{ContainerCgroup, Driver, absent_message};
 use super::files::Tree;
 use super::hierarchy::Controller;
 use crate::{ContainerContext, Isolator, IsolatorError, Launch, Usage};
@@ -30,18 +30,6 @@ impl Memory {
         Self { driver }
     }
 
-    fn write(&self, tree: &Tree, file: &str, value: &str) -> Result<(), IsolatorError> {
-        tree.write(file, value).map_err(|e| tree.error(NAME, &format!("write '{value}' to"), file, e))
-    }
-
-    /// Like `write`, for files that not every kernel has.
-    fn write_if_there(&self, tree: &Tree, file: &str, value: &str) -> Result<(), IsolatorError> {
-        match tree.write(file, value) {
-            Ok(()) | Err(Errno::NOENT) => Ok(()),
-            Err(e) => Err(tree.error(NAME, &format!("write '{value}' to"), file, e)),
-        }
-    }
-
     fn apply(&self, context: &ContainerContext<'_>) -> Result<(), IsolatorError> {
         let tree = self.driver.need(NAME, Controller::Memory)?;
         let container = context.container;
@@ -49,36 +37,8 @@ impl Memory {
         if self.driver.is_v2(Controller::Memory) {
             self.apply_v2(tree, context.cgroup, container, limit)
         } else {
-            self.apply_v1(tree, context.cgroup, container, limit)
+            apply_v1(tree, context.cgroup, container, limit)
         }
-    }
-
-    fn apply_v1(
-        &self,
-        tree: &Tree,
-        cgroup: &ContainerCgroup,
-        container: &Container,
-        limit: u64,
-    ) -> Result<(), IsolatorError> {
-        let path = cgroup.cgroup_path();
-        let memory = format!("{path}/memory.limit_in_bytes");
-        let with_swap = format!("{path}/memory.memsw.limit_in_bytes");
-        // memory <= memory and swap must hold at each step: when growing, the sum goes first.
-        let before = tree.read_number(&with_swap).ok();
-        let growing = before.is_some_and(|before| limit > before);
-        let order: [(&str, bool); 2] =
-            if growing { [(&with_swap, true), (&memory, false)] } else { [(&memory, false), (&with_swap, true)] };
-        for (file, may_lack) in order {
-            match tree.write(file, &limit.to_string()) {
-                Ok(()) => {}
-                Err(Errno::NOENT) if may_lack => {}
-                Err(Errno::BUSY) => return Err(self.above(tree, path, "memory.usage_in_bytes", limit)),
-                Err(e) => return Err(tree.error(NAME, &format!("write '{limit}' to"), file, e)),
-            }
-        }
-        self.write_if_there(tree, &format!("{path}/memory.swappiness"), "0")?;
-        let soft = container.agentd.memory.low.map_or_else(|| "-1".to_owned(), |low| bytes(low).to_string());
-        self.write_if_there(tree, &format!("{path}/memory.soft_limit_in_bytes"), &soft)
     }
 
     fn apply_v2(
@@ -97,19 +57,19 @@ impl Memory {
             // EAGAIN: not all of it could be freed; ENOENT: Linux before 5.19. What counts is the next reading.
             let _ = tree.write(&format!("{path}/memory.reclaim"), &over.to_string());
             if used()? > limit {
-                return Err(self.above(tree, path, "memory.current", limit));
+                return Err(above(tree, path, "memory.current", limit));
             }
         }
-        self.write(tree, &format!("{path}/memory.max"), &limit.to_string())?;
-        self.write_if_there(tree, &format!("{path}/memory.swap.max"), "0")?;
-        self.write_if_there(tree, &format!("{path}/memory.oom.group"), "1")?;
+        write(tree, &format!("{path}/memory.max"), &limit.to_string())?;
+        write_if_there(tree, &format!("{path}/memory.swap.max"), "0")?;
+        write_if_there(tree, &format!("{path}/memory.oom.group"), "1")?;
         let high = container.agentd.memory.high.map_or_else(|| "max".to_owned(), |high| bytes(high).to_string());
-        self.write(tree, &format!("{path}/memory.high"), &high)?;
+        write(tree, &format!("{path}/memory.high"), &high)?;
         let low = container.agentd.memory.low.map_or(0, bytes);
         let low_file = format!("{path}/memory.low");
         let before = tree.read_number(&low_file).map_err(|e| tree.error(NAME, "read", &low_file, e))?;
         if before != low {
-            self.write(tree, &low_file, &low.to_string())?;
+            write(tree, &low_file, &low.to_string())?;
         }
         if before != low || low != 0 {
             self.sum_low(tree)?;
@@ -131,27 +91,14 @@ impl Memory {
                 .filter_map(|name| tree.read_number(&format!("{pod}/{name}/memory.low")).ok())
                 .fold(0, u64::saturating_add);
             // a pod that goes away meanwhile needs none
-            self.write_if_there(tree, &format!("{pod}/memory.low"), &sum.to_string())?;
+            write_if_there(tree, &format!("{pod}/memory.low"), &sum.to_string())?;
             all = all.saturating_add(sum);
         }
-        self.write(tree, &format!("{pods}/memory.low"), &all.to_string())?;
+        write(tree, &format!("{pods}/memory.low"), &all.to_string())?;
         if !self.driver.parent().contains('/') {
-            self.write(tree, &format!("{}/memory.low", self.driver.parent()), &all.to_string())?;
+            write(tree, &format!("{}/memory.low", self.driver.parent()), &all.to_string())?;
         }
         Ok(())
-    }
-
-    fn above(&self, tree: &Tree, path: &str, file: &str, limit: u64) -> IsolatorError {
-        let used = tree.read_number(&format!("{path}/{file}")).unwrap_or(0);
-        IsolatorError::new(
-            NAME,
-            format!(
-                "resources.mem of {:.1} MiB is below the {:.1} MiB that {path} uses and that cannot be freed; the old \
-                 limit stays; ask for more, or restart the container",
-                limit as f64 / MIB,
-                used as f64 / MIB
-            ),
-        )
     }
 
     /// How many processes of a container were killed for want of memory, since its cgroup was made.
@@ -183,9 +130,23 @@ impl Isolator for Memory {
     fn check(&self, pod: &PodSpec, violations: &mut Vec<Violation>) {
         for (i, container) in pod.containers.iter().enumerate() {
             if !self.driver.has(Controller::Memory) {
-                let message = format!("{NAME}: {}", self.driver.absent_message(Controller::Memory));
+                let message = format!("{NAME}: {}", absent_message(Controller::Memory));
                 violations.push(Violation::new(format!("containers[{i}].resources.mem"), message));
-            } else if container.agentd.memory.high.is_some() && !self.driver.is_v2(Controller::Memory) {
+                continue;
+            }
+            let (low, v2) = if self.driver.is_v2(Controller::Memory) {
+                ("memory.low", true)
+            } else {
+                ("memory.soft_limit_in_bytes", false)
+            };
+            let lacks = |tree: &Tree| !tree.exists(&format!("{}/{low}", self.driver.pods()));
+            if container.agentd.memory.low.is_some() && self.driver.tree(Controller::Memory).is_some_and(lacks) {
+                violations.push(Violation::new(
+                    format!("containers[{i}].agentd.memory.low"),
+                    format!("{NAME}: this kernel cannot protect memory ({low} is missing); leave low out"),
+                ));
+            }
+            if container.agentd.memory.high.is_some() && !v2 {
                 violations.push(Violation::new(
                     format!("containers[{i}].agentd.memory.high"),
                     format!(
@@ -214,6 +175,64 @@ impl Isolator for Memory {
         usage.oom_kills = self.oom_kills(container.cgroup)?;
         Ok(())
     }
+
+    fn cleanup(&self, container: &ContainerContext<'_>) -> Result<(), IsolatorError> {
+        if container.container.agentd.memory.low.is_none() || !self.driver.is_v2(Controller::Memory) {
+            return Ok(());
+        }
+        // so that the sums above no longer hold what it claimed
+        let tree = self.driver.need(NAME, Controller::Memory)?;
+        write_if_there(tree, &format!("{}/memory.low", container.cgroup.cgroup_path()), "0")?;
+        self.sum_low(tree)
+    }
+}
+
+fn apply_v1(tree: &Tree, cgroup: &ContainerCgroup, container: &Container, limit: u64) -> Result<(), IsolatorError> {
+    let path = cgroup.cgroup_path();
+    let memory = format!("{path}/memory.limit_in_bytes");
+    let with_swap = format!("{path}/memory.memsw.limit_in_bytes");
+    // memory <= memory and swap must hold at each step: when growing, the sum goes first.
+    let before = tree.read_number(&with_swap).ok();
+    let growing = before.is_some_and(|before| limit > before);
+    let order: [(&str, bool); 2] =
+        if growing { [(&with_swap, true), (&memory, false)] } else { [(&memory, false), (&with_swap, true)] };
+    for (file, may_lack) in order {
+        match tree.write(file, &limit.to_string()) {
+            Ok(()) => {}
+            Err(Errno::NOENT) if may_lack => {}
+            Err(Errno::BUSY) => return Err(above(tree, path, "memory.usage_in_bytes", limit)),
+            Err(e) => return Err(tree.error(NAME, &format!("write '{limit}' to"), file, e)),
+        }
+    }
+    write_if_there(tree, &format!("{path}/memory.swappiness"), "0")?;
+    let soft = container.agentd.memory.low.map_or_else(|| "-1".to_owned(), |low| bytes(low).to_string());
+    write_if_there(tree, &format!("{path}/memory.soft_limit_in_bytes"), &soft)
+}
+
+fn write(tree: &Tree, file: &str, value: &str) -> Result<(), IsolatorError> {
+    tree.write(file, value).map_err(|e| tree.error(NAME, &format!("write '{value}' to"), file, e))
+}
+
+/// Like `write`, for files that not every kernel has.
+fn write_if_there(tree: &Tree, file: &str, value: &str) -> Result<(), IsolatorError> {
+    match tree.write(file, value) {
+        Ok(()) | Err(Errno::NOENT) => Ok(()),
+        Err(e) => Err(tree.error(NAME, &format!("write '{value}' to"), file, e)),
+    }
+}
+
+/// The error for a new limit below what is used.
+fn above(tree: &Tree, path: &str, file: &str, limit: u64) -> IsolatorError {
+    let used = tree.read_number(&format!("{path}/{file}")).unwrap_or(0);
+    IsolatorError::new(
+        NAME,
+        format!(
+            "resources.mem of {:.1} MiB is below the {:.1} MiB that {path} uses and that cannot be freed; the old \
+             limit stays; ask for more, or restart the container",
+            limit as f64 / MIB,
+            used as f64 / MIB
+        ),
+    )
 }
 
 const MIB: f64 = 1024.0 * 1024.0;

@@ -28,6 +28,7 @@ mod lifecycle;
 mod memory;
 mod oom;
 mod pids;
+mod setup;
 
 pub use allocator::{Allocator, Core, NotEnoughCores};
 pub use cpu::Cpu;

@@ -25,9 +25,16 @@ pub struct OomVictim {
 impl OomVictim {
     /// Reads one record of `/dev/kmsg`; none if it tells of something else.
     pub fn parse(record: &str) -> Option<Self> {
-        // `6,1234,5678,-;text`, and without the header in other logs
-        let text = record.lines().next()?;
-        let text = &text[text.find("oom-kill:constraint=")?..];
+        // `6,1234,5678,-;text`, and without the header in other logs. The kernel itself logs with facility 0 (numbers
+        // below 8), which a program that writes to the log cannot claim.
+        let line = record.lines().next()?;
+        let text = match line.split_once(';') {
+            Some((header, text)) if header.starts_with(|c: char| c.is_ascii_digit()) => {
+                (header.split(',').next()?.parse::<u32>().ok()? < 8).then_some(text)?
+            }
+            _ => line,
+        };
+        let text = text.strip_prefix("oom-kill:constraint=")?;
         // The name comes last but two and may hold anything, so the tail is taken apart from its end.
         let (rest, uid) = text.rsplit_once(",uid=")?;
         uid.trim().parse::<u32>().ok()?;
@@ -53,11 +60,7 @@ pub struct OomReader {
 impl OomReader {
     /// Opens `/dev/kmsg` at its end.
     pub fn open() -> std::io::Result<Self> {
-        let log = rustix::fs::open(
-            "/dev/kmsg",
-            OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK,
-            Mode::empty(),
-        )?;
+        let log = rustix::fs::open("/dev/kmsg", OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK, Mode::empty())?;
         rustix::fs::seek(&log, SeekFrom::End(0))?;
         Ok(Self { log })
     }
@@ -130,7 +133,9 @@ mod tests {
         }
         assert_eq!(OomVictim::parse(""), None);
         assert_eq!(OomVictim::parse("4,1,2,-;Memory cgroup out of memory: Killed process 123 (python3)"), None);
-        // An oom-kill line that a program wrote to the log by itself still has to be whole.
         assert_eq!(OomVictim::parse("oom-kill:constraint=X,task_memcg=/a,task=t,pid=-1,uid=0"), None);
+        // written to the log by a program
+        assert_eq!(OomVictim::parse(&format!("12,1,2,-;{whole}")), None);
+        assert!(OomVictim::parse(&format!("6,1,2,-;{whole}")).is_some());
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use agentd_api::pod::PodSpec;
 use agentd_api::problem::Violation;
 
-use super::driver::Driver;
+use super::driver::{Driver, absent_message};
 use super::hierarchy::Controller;
 use crate::{ContainerContext, Isolator, IsolatorError, Launch, Usage};
 
@@ -52,7 +52,7 @@ impl Isolator for Pids {
                 let message = format!("{NAME}: 0 lets nothing start; expected at least 1, or no value for the default");
                 violations.push(Violation::new(path, message));
             } else if limit.or(self.default_limit).is_some() && !self.driver.has(Controller::Pids) {
-                let message = format!("{NAME}: {}", self.driver.absent_message(Controller::Pids));
+                let message = format!("{NAME}: {}", absent_message(Controller::Pids));
                 violations.push(Violation::new(path, message));
             }
         }

@@ -9,7 +9,6 @@
 //! With a loop file the pod's data is not visible below its folder in the host's mount namespace; everything that
 //! reads or writes it goes through [`Disk::with_pod_dir`] or [`Disk::open_pod_dir`].
 
-use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -25,8 +24,10 @@ use crate::{ContainerContext, Isolator, IsolatorError, Launch};
 
 pub mod loopback;
 pub mod quota;
+mod record;
 pub mod walk;
 
+use record::{Record, boot_id, read_project, read_record, write_file, write_record};
 pub use walk::{DiskUse, remove_tree};
 
 const NAME: &str = "disk";
@@ -83,14 +84,6 @@ pub enum DiskKind {
     Meter,
 }
 
-/// What `disk.json` keeps.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Record {
-    kind: DiskKind,
-    bytes: Option<u64>,
-    boot: String,
-}
-
 /// The pod's folders, opened in the mount namespace of one of the mounter's threads.
 #[derive(Debug)]
 pub struct PodDirs {
@@ -144,15 +137,16 @@ impl Disk {
             record
         };
         match (record.kind, record.bytes) {
-            (DiskKind::Quota(id), Some(bytes)) => self.set_quota(pod_dir, id, bytes)?,
+            (DiskKind::Quota(id), Some(bytes)) => set_quota(pod_dir, id, bytes)?,
             (DiskKind::Loop, Some(bytes)) => self.ready_image(instance, pod_dir, &record, bytes)?,
             _ => {}
         }
         self.mounter.run(|thread| {
             self.with_pod_dir(thread, instance, pod_dir, |dirs| {
                 for folder in FOLDERS {
-                    ensure_dir(&dirs.data, folder, 0o755, 0, 0)
-                        .map_err(|e| IsolatorError::io(NAME, format_args!("cannot make the pod's folder {folder}"), e))?;
+                    ensure_dir(&dirs.data, folder, 0o755, None).map_err(|e| {
+                        IsolatorError::io(NAME, format_args!("cannot make the pod's folder {folder}"), e)
+                    })?;
                 }
                 Ok(())
             })
@@ -203,25 +197,11 @@ impl Disk {
         write_record(pod_dir, &Record { boot, ..record.clone() })
     }
 
-    fn set_quota(&self, pod_dir: &Path, id: u32, bytes: u64) -> Result<(), IsolatorError> {
-        let failed = |e: io::Error| {
-            IsolatorError::io(NAME, format_args!("cannot set project quota {id} on {}", pod_dir.display()), e)
-        };
-        let dir = open_for_reading(pod_dir).map_err(failed)?;
-        quota::limit(&dir, id, bytes, (bytes / 4096).max(4096)).map_err(failed)?;
-        for folder in FOLDERS {
-            drop(ensure_dir(&dir, folder, 0o755, 0, 0).map_err(failed)?);
-            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            let folder = rustix::fs::openat(&dir, folder, flags, Mode::empty()).map_err(|e| failed(e.into()))?;
-            quota::assign(&folder, id).map_err(failed)?;
-        }
-        Ok(())
-    }
-
     /// Chooses a project id and writes it down before it is used, so that it can be given back after a crash.
     fn claim_project(&self, instance: &str) -> Result<u32, IsolatorError> {
         let _held = self.projects.lock().unwrap_or_else(PoisonError::into_inner);
-        let failed = |e| IsolatorError::io(NAME, format_args!("cannot keep a project id in {:?}", self.settings.folder), e);
+        let folder = self.settings.folder.display();
+        let failed = |e| IsolatorError::io(NAME, format_args!("cannot keep a project id in {folder}"), e);
         let mut taken = Vec::new();
         for entry in std::fs::read_dir(&self.settings.folder).map_err(failed)? {
             let path = entry.map_err(failed)?.path();
@@ -270,8 +250,7 @@ impl Disk {
     }
 
     /// The folder with the pod's `sandbox/`, `volumes/` and `upper/`. Reach what lies below through
-    /// [`crate::mounter`]'s rule for descriptors, `/proc/self/fd/<n>/…`, or with the `*at` calls; while it is open, a
-    /// loop file stays mounted.
+    /// `/proc/self/fd/<n>/…` or with the `*at` calls; while it is open, a loop file stays mounted.
     pub fn open_pod_dir(&self, instance: &str, pod_dir: &Path) -> Result<OwnedFd, IsolatorError> {
         self.mounter.run(|thread| {
             self.with_pod_dir(thread, instance, pod_dir, |dirs| {
@@ -411,6 +390,21 @@ pub fn measure_folders(pod_dir: &Path, enough: u64) -> io::Result<DiskUse> {
     Ok(total)
 }
 
+fn set_quota(pod_dir: &Path, id: u32, bytes: u64) -> Result<(), IsolatorError> {
+    let failed = |e: io::Error| {
+        IsolatorError::io(NAME, format_args!("cannot set project quota {id} on {}", pod_dir.display()), e)
+    };
+    let dir = open_for_reading(pod_dir).map_err(failed)?;
+    quota::limit(&dir, id, bytes, (bytes / 4096).max(4096)).map_err(failed)?;
+    for folder in FOLDERS {
+        drop(ensure_dir(&dir, folder, 0o755, None).map_err(failed)?);
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let folder = rustix::fs::openat(&dir, folder, flags, Mode::empty()).map_err(|e| failed(e.into()))?;
+        quota::assign(&folder, id).map_err(failed)?;
+    }
+    Ok(())
+}
+
 fn no_quota(path: &Path) -> String {
     format!(
         "the file system of {} does not enforce project quotas; mount it with prjquota (ext4: after tune2fs -O \
@@ -425,40 +419,4 @@ fn open_for_reading(path: &Path) -> io::Result<OwnedFd> {
 
 fn reopen(dir: impl AsFd) -> io::Result<OwnedFd> {
     Ok(rustix::fs::openat(dir, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?)
-}
-
-fn boot_id() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").map(|id| id.trim().to_owned()).unwrap_or_default()
-}
-
-fn read_project(path: &Path) -> Option<u32> {
-    std::fs::read_to_string(path).ok()?.trim().parse().ok()
-}
-
-/// Writes a file so that it is either the old one or the new one, also after a crash of the host.
-fn write_file(path: &Path, content: &[u8]) -> io::Result<()> {
-    use std::io::Write as _;
-    let partial = path.with_extension("tmp");
-    let mut file = File::create(&partial)?;
-    file.write_all(content)?;
-    file.sync_data()?;
-    std::fs::rename(&partial, path)
-}
-
-fn read_record(pod_dir: &Path) -> Result<Option<Record>, IsolatorError> {
-    let path = pod_dir.join("disk.json");
-    let failed = |e: io::Error| IsolatorError::io(NAME, format_args!("cannot read {}", path.display()), e);
-    match std::fs::read(&path) {
-        Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(|e| failed(e.into())),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(failed(error)),
-    }
-}
-
-fn write_record(pod_dir: &Path, record: &Record) -> Result<(), IsolatorError> {
-    let path = pod_dir.join("disk.json");
-    serde_json::to_vec(record)
-        .map_err(io::Error::from)
-        .and_then(|bytes| write_file(&path, &bytes))
-        .map_err(|e| IsolatorError::io(NAME, format_args!("cannot write {}", path.display()), e))
 }

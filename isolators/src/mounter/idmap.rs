@@ -4,10 +4,9 @@
 //! of agentd, does not weigh on the start of pods; the process does nothing but wait and is ended at once.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::sync::{Mutex, PoisonError};
 
-use agentd_launcher::plan::UserNamespace;
 use rustix::fs::{Mode, OFlags};
 
 use super::{Mounter, NAME};
@@ -36,12 +35,6 @@ impl IdRange {
             ));
         }
         Ok(Self { base, namespace: Mutex::new(None) })
-    }
-
-    /// The mapping as the launcher takes it.
-    pub fn plan(&self) -> UserNamespace {
-        let map = format!("0 {} {RANGE}", self.base);
-        UserNamespace { uid_map: map.clone(), gid_map: map }
     }
 
     /// The host's id of a container's id.
@@ -77,7 +70,6 @@ fn make(base: u32) -> io::Result<OwnedFd> {
     let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
     // without an exit signal: nobody who watches SIGCHLD hears of it
     args.flags = libc::CLONE_NEWUSER as u64;
-    use std::os::fd::AsRawFd as _;
     let (wait_fd, go_fd) = (wait.as_raw_fd(), go.as_raw_fd());
     // SAFETY: `args` outlives the call and its size is passed along; the child, a copy of this thread alone, makes only
     // raw system calls and never returns.

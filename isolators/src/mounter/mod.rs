@@ -26,7 +26,7 @@ pub mod overlay;
 mod thread;
 
 pub use thread::{Attached, Attributes, MountThread, Tmpfs};
-pub(crate) use thread::{descriptor_path, ensure_dir, open_below, open_dir, real_path};
+pub(crate) use thread::{BENEATH, ensure_dir, ensure_path, open_below, open_dir, real_path, set_attributes};
 
 pub(crate) const NAME: &str = "mounter";
 

@@ -35,7 +35,8 @@ pub struct Overlay<'a> {
     /// Skips syncing of the upper layer, which otherwise delays the unmount by writing out the whole file system below
     /// it. An upper layer mounted this way cannot be mounted again.
     pub volatile: bool,
-    /// User namespace by which the ids of all layers are mapped.
+    /// User namespace by which the ids of the lower layers are mapped. The upper one keeps the host's ids: overlayfs
+    /// works in it as the host's root, whom an idmapped mount does not know.
     pub idmap: Option<BorrowedFd<'a>>,
 }
 
@@ -51,24 +52,19 @@ impl MountThread {
         }
         let mut lower = Vec::with_capacity(overlay.lower.len());
         for path in overlay.lower {
-            let layer = open_dir(path).map_err(|e| io::Error::new(e.kind(), format!("layer {}: {e}", path.display())))?;
+            let layer =
+                open_dir(path).map_err(|e| io::Error::new(e.kind(), format!("layer {}: {e}", path.display())))?;
             lower.push(layer);
         }
         let mut attached = Vec::new();
         if overlay.idmap.is_some() {
             for layer in &mut lower {
-                *layer = self.mapped(layer, overlay.idmap, &mut attached)?;
+                *layer = self.mapped(&*layer, overlay.idmap, &mut attached)?;
             }
         }
         let folders = match overlay.writable {
             None => None,
-            Some(folder) => {
-                let folder = match overlay.idmap {
-                    Some(_) => self.mapped(folder, overlay.idmap, &mut attached)?,
-                    None => folder.try_clone_to_owned()?,
-                };
-                Some((open_below(&folder, "upper")?, open_below(&folder, "work")?))
-            }
+            Some(folder) => Some((open_below(folder, "upper")?, open_below(folder, "work")?)),
         };
         let upper = folders.as_ref().map(|(upper, work)| (descriptor_path(upper), descriptor_path(work)));
         let paths: Vec<String> = lower.iter().map(descriptor_path).collect();
@@ -84,13 +80,10 @@ impl MountThread {
     /// A detached read-only view of layers without an upper one: a plain clone for a single layer.
     pub fn overlay_readonly(&self, lower: &[PathBuf], attributes: Attributes<'_>) -> io::Result<OwnedFd> {
         let attributes = Attributes { read_only: true, ..attributes };
-        match lower {
-            [single] => self.clone_tree(open_dir(single)?, Path::new(""), false, attributes),
-            _ => {
-                let overlay = Overlay { lower, writable: None, volatile: false, idmap: attributes.idmap };
-                self.overlay(&overlay, attributes)
-            }
+        if let [single] = lower {
+            return self.clone_tree(open_dir(single)?, Path::new(""), false, attributes);
         }
+        self.overlay(&Overlay { lower, writable: None, volatile: false, idmap: attributes.idmap }, attributes)
     }
 
     /// An idmapped clone of a folder, attached in the scratch folder because overlayfs before Linux 6.15 takes layers
@@ -149,4 +142,52 @@ pub(super) fn probe_append(thread: &MountThread) -> io::Result<()> {
     }
     let paths: Vec<String> = folders.iter().map(descriptor_path).collect();
     append(&paths, None, false).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read as _;
+
+    use super::*;
+
+    #[test]
+    fn the_classic_way_stacks_as_many_layers_as_fit() {
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("skipped: mounts can only be made by root");
+            return;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let mut lower = Vec::new();
+        for n in 0..MAX_CLASSIC_LAYERS {
+            let layer = folder.path().join(format!("a:b,{n}"));
+            std::fs::create_dir(&layer).unwrap();
+            std::fs::write(layer.join("which"), n.to_string()).unwrap();
+            std::fs::write(layer.join(format!("own-{n}")), "x").unwrap();
+            lower.push(open_dir(&layer).unwrap());
+        }
+        std::fs::create_dir_all(folder.path().join("upper")).unwrap();
+        std::fs::create_dir_all(folder.path().join("work")).unwrap();
+        let path = folder.path();
+        let root = super::super::Mounter::start(1)
+            .unwrap()
+            .run(|thread| {
+                // descriptors must come from the thread's own namespace
+                let lower: Vec<_> =
+                    (0..lower.len()).map(|n| open_dir(&path.join(format!("a:b,{n}"))).unwrap()).collect();
+                let paths: Vec<String> = lower.iter().map(descriptor_path).collect();
+                let (upper, work) = (open_dir(&path.join("upper")).unwrap(), open_dir(&path.join("work")).unwrap());
+                let upper = (descriptor_path(&upper), descriptor_path(&work), upper, work);
+                Ok(thread.classic(&paths, Some(&(upper.0.clone(), upper.1.clone())), true).unwrap())
+            })
+            .unwrap();
+        let open = |name: &str| {
+            rustix::fs::openat(&root, name, rustix::fs::OFlags::RDONLY, Mode::empty()).map(std::fs::File::from)
+        };
+        let mut text = String::new();
+        open("which").unwrap().read_to_string(&mut text).unwrap();
+        assert_eq!(text, "0");
+        assert!(open(&format!("own-{}", MAX_CLASSIC_LAYERS - 1)).is_ok());
+        rustix::fs::mkdirat(&root, "new", Mode::RWXU).unwrap();
+        assert!(path.join("upper/new").is_dir());
+    }
 }

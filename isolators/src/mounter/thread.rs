@@ -3,11 +3,11 @@
 use std::cell::Cell;
 use std::ffi::CString;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use rustix::fs::{AtFlags, CWD, Mode, OFlags};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, openat2};
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags,
     fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, mount_change, move_mount, unmount,
@@ -89,9 +89,8 @@ impl MountThread {
                 io::Error::last_os_error(),
             ));
         }
-        mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC).map_err(|e| {
-            IsolatorError::io(NAME, "cannot make the private mount namespace a slave of the host's", e)
-        })?;
+        mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)
+            .map_err(|e| IsolatorError::io(NAME, "cannot make the private mount namespace a slave of the host's", e))?;
         // modes given to mkdirat and openat are meant as they are; the umask belongs to this thread alone now
         rustix::process::umask(Mode::empty());
         for set in [caps::CapSet::Effective, caps::CapSet::Permitted] {
@@ -227,7 +226,7 @@ fn new_tmpfs(tmpfs: &Tmpfs, attributes: Attributes<'_>) -> io::Result<OwnedFd> {
 }
 
 /// Makes a detached mount private and gives it its attributes in one step, before anybody can see it.
-pub(super) fn set_attributes(mount: &OwnedFd, recursive: bool, attributes: Attributes<'_>) -> io::Result<()> {
+pub(crate) fn set_attributes(mount: &OwnedFd, recursive: bool, attributes: Attributes<'_>) -> io::Result<()> {
     let mut attr = libc::mount_attr {
         attr_set: u64::from(attributes.flags().bits()),
         attr_clr: 0,
@@ -275,43 +274,46 @@ pub(crate) fn open_below(dir: impl AsFd, name: &str) -> io::Result<OwnedFd> {
     Ok(rustix::fs::openat(dir, name, flags, Mode::empty())?)
 }
 
-/// Makes the directory `name` below `dir` when it is missing, with exactly this mode and owner, and opens it as a handle.
-/// A symbolic link or anything else than a directory under that name is an error.
-pub(crate) fn ensure_dir(dir: impl AsFd, name: &str, mode: u32, uid: u32, gid: u32) -> io::Result<OwnedFd> {
-    match rustix::fs::mkdirat(&dir, name, Mode::from_raw_mode(mode)) {
-        Ok(()) | Err(rustix::io::Errno::EXIST) => {}
-        Err(error) => return Err(error.into()),
-    }
-    let handle = open_below(&dir, name)?;
-    let stat = rustix::fs::fstat(&handle)?;
-    if (stat.st_uid, stat.st_gid) != (uid, gid) {
-        chown(&handle, uid, gid)?;
-    }
-    // after chown, which may clear bits
-    if stat.st_mode & 0o7777 != mode {
-        chmod(&handle, mode)?;
+/// Opens the directory `name` below `dir` as a handle, made with this mode when it is missing (exactly so on a mounter's
+/// thread, whose umask is zero), and gives it its owner, if one is named. A symbolic link or anything else than a
+/// directory under that name is an error.
+pub(crate) fn ensure_dir(dir: impl AsFd, name: &str, mode: u32, owner: Option<(u32, u32)>) -> io::Result<OwnedFd> {
+    let handle = match open_below(&dir, name) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            match rustix::fs::mkdirat(&dir, name, Mode::from_raw_mode(mode)) {
+                Ok(()) | Err(rustix::io::Errno::EXIST) => open_below(&dir, name)?,
+                Err(error) => return Err(error.into()),
+            }
+        }
+        other => other?,
+    };
+    if let Some((uid, gid)) = owner {
+        let stat = rustix::fs::fstat(&handle)?;
+        if (stat.st_uid, stat.st_gid) != (uid, gid) {
+            let (uid, gid) = (rustix::fs::Uid::from_raw(uid), rustix::fs::Gid::from_raw(gid));
+            rustix::fs::chownat(&handle, "", Some(uid), Some(gid), AtFlags::EMPTY_PATH)?;
+        }
     }
     Ok(handle)
 }
 
-fn chown(handle: &OwnedFd, uid: u32, gid: u32) -> io::Result<()> {
-    let (uid, gid) = (rustix::fs::Uid::from_raw(uid), rustix::fs::Gid::from_raw(gid));
-    Ok(rustix::fs::chownat(handle, "", Some(uid), Some(gid), AtFlags::EMPTY_PATH)?)
-}
+/// How a path below a folder that containers write to is opened: no link is followed and no mount crossed.
+pub(crate) const BENEATH: ResolveFlags = ResolveFlags::BENEATH
+    .union(ResolveFlags::NO_SYMLINKS)
+    .union(ResolveFlags::NO_MAGICLINKS)
+    .union(ResolveFlags::NO_XDEV);
 
-fn chmod(handle: &OwnedFd, mode: u32) -> io::Result<()> {
-    // fchmod refuses O_PATH descriptors, and fchmodat2 with an empty path is younger than the kernels we run on
-    let directory = rustix::fs::openat(handle, ".", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
-    Ok(rustix::fs::fchmod(&directory, Mode::from_raw_mode(mode))?)
-}
-
-/// Makes a system call's descriptor owned.
-pub(crate) fn owned(fd: libc::c_long) -> io::Result<OwnedFd> {
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
+/// Makes what is missing of a path of directories below `dir`, each part below the descriptor of the one before; new
+/// ones get the owner. Returns the last as a handle (which may be a file, if it was there).
+pub(crate) fn ensure_path(dir: impl AsFd, path: &str, mode: u32, owner: (u32, u32)) -> io::Result<OwnedFd> {
+    let mut at = dir.as_fd().try_clone_to_owned()?;
+    for part in path.split('/').filter(|part| !part.is_empty() && *part != ".") {
+        at = match openat2(&at, part, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), BENEATH) {
+            Err(rustix::io::Errno::NOENT) => ensure_dir(&at, part, mode, Some(owner))?,
+            other => other?,
+        };
     }
-    // SAFETY: the kernel just returned this descriptor, and nobody else knows of it.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+    Ok(at)
 }
 
 /// A path to what a descriptor of this process names: short, and without characters that mount options give a meaning.

@@ -15,18 +15,21 @@
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use agentd_api::pod::Protocol;
-use nftables::helper::{NftablesError, apply_ruleset_raw};
 use serde_json::{Value, json};
 
 use super::ledger::Record;
 use super::subnet::Subnets;
-use super::{ISOLATOR, fail, ports};
+use super::{exec, fail, ports};
 use crate::IsolatorError;
 
 /// Where `nft` is looked for, besides `PATH`.
 const FOLDERS: [&str; 4] = ["/usr/sbin", "/sbin", "/usr/local/sbin", "/usr/bin"];
+
+/// Longest run of nft; the kernel makes it wait while another program changes rules.
+const TIME_LIMIT: Duration = Duration::from_secs(30);
 
 /// The program `nft`; none if the host lacks it.
 pub(super) fn program() -> Option<PathBuf> {
@@ -49,28 +52,41 @@ pub(super) struct Firewall {
     pub host_access: bool,
 }
 
-fn run(commands: &[Value]) -> Result<(), IsolatorError> {
+/// Runs nft and returns what it prints.
+fn nft(arguments: &[&str], input: &[u8]) -> Result<Vec<u8>, IsolatorError> {
     let Some(program) = program() else {
         return Err(fail("nft is not installed, and container networks need it: install the package nftables"));
     };
-    let payload = json!({ "nftables": commands }).to_string();
-    let none: [&str; 0] = [];
-    apply_ruleset_raw(&payload, Some(program.as_os_str()), none).map(drop).map_err(|error| match error {
-        NftablesError::NftFailed { stderr, .. } => {
-            let reason = stderr.lines().find(|line| !line.trim().is_empty()).unwrap_or("no reason given").to_owned();
-            fail(format!("nft refused the rules ({reason}): check that the kernel has nf_tables with nat, fib and masquerade"))
-        }
-        NftablesError::NftExecution { inner, .. } => IsolatorError::io(ISOLATOR, format!("cannot run {}", program.display()), inner),
-        other => fail(format!("nft gave an answer that is not understood: {other}")),
-    })
+    let answer = exec::run(&program, arguments, &[], input, TIME_LIMIT)
+        .map_err(|problem| fail(format!("{} {problem}", program.display())))?;
+    if answer.success {
+        return Ok(answer.stdout);
+    }
+    let reason = answer.stderr.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or("no reason given");
+    Err(fail(format!(
+        "nft refused the rules ({reason}): check that the kernel has nf_tables with nat, fib and masquerade"
+    )))
+}
+
+/// Runs nft on a list of commands: all or none of them take effect. (The crate `nftables` would run it too, but it lets
+/// nft's error output through to the daemon's own, where the reason is lost, and sets no time limit.)
+fn run(commands: &[Value]) -> Result<(), IsolatorError> {
+    nft(&["-j", "-f", "-"], json!({ "nftables": commands }).to_string().as_bytes()).map(drop)
+}
+
+fn compare(op: &str, left: Value, right: Value) -> Value {
+    let mut comparison = json!({ "op": op });
+    comparison["left"] = left;
+    comparison["right"] = right;
+    json!({ "match": comparison })
 }
 
 fn equals(left: Value, right: impl Into<Value>) -> Value {
-    json!({ "match": { "op": "==", "left": left, "right": right.into() } })
+    compare("==", left, right.into())
 }
 
 fn differs(left: Value, right: impl Into<Value>) -> Value {
-    json!({ "match": { "op": "!=", "left": left, "right": right.into() } })
+    compare("!=", left, right.into())
 }
 
 fn meta(key: &str) -> Value {
@@ -85,8 +101,8 @@ fn prefix(address: &str, len: u8) -> Value {
     json!({ "prefix": { "addr": address, "len": len } })
 }
 
-fn ct(key: &str, op: &str, right: impl Into<Value>) -> Value {
-    json!({ "match": { "op": op, "left": { "ct": { "key": key } }, "right": right.into() } })
+fn ct(key: &str, right: impl Into<Value>) -> Value {
+    compare("in", json!({ "ct": { "key": key } }), right.into())
 }
 
 const PROTOCOLS: [Protocol; 2] = [Protocol::Tcp, Protocol::Udp];
@@ -117,12 +133,16 @@ impl Firewall {
     }
 
     fn rule(&self, chain: &str, expressions: Vec<Value>) -> Value {
-        self.add("rule", json!({ "chain": chain, "expr": expressions }))
+        let mut rule = json!({ "chain": chain });
+        rule["expr"] = expressions.into();
+        self.add("rule", rule)
     }
 
     /// Commands on the map elements of a pod.
     fn elements(&self, verb: &str, record: &Record) -> Vec<Value> {
-        let Some(address) = record.address else { return Vec::new() };
+        let Some(address) = record.address else {
+            return Vec::new();
+        };
         let mut commands = Vec::new();
         for protocol in PROTOCOLS {
             let mapped = record.endpoints.iter().filter(|endpoint| endpoint.protocols.contains(&protocol));
@@ -144,8 +164,21 @@ impl Firewall {
         commands
     }
 
-    /// Replaces the whole table, in one transaction.
-    pub fn rebuild<'a>(&self, subnets: &Subnets, records: impl Iterator<Item = &'a Record>) -> Result<(), IsolatorError> {
+    /// Replaces the whole table, in one transaction: no packet ever meets half of it.
+    pub fn rebuild<'a>(
+        &self,
+        subnets: &Subnets,
+        records: impl Iterator<Item = &'a Record>,
+    ) -> Result<(), IsolatorError> {
+        let mut commands = self.commands(subnets);
+        for record in records {
+            commands.extend(self.elements("add", record));
+        }
+        run(&commands)
+    }
+
+    /// The commands that make the table without elements.
+    fn commands(&self, subnets: &Subnets) -> Vec<Value> {
         let bridge = self.bridge.as_str();
         let table = json!({ "table": { "family": "inet", "name": self.table } });
         let from_bridge = || equals(meta("iifname"), bridge);
@@ -155,7 +188,7 @@ impl Firewall {
         let drop = || json!({ "drop": null });
         let accept = || json!({ "accept": null });
         let masquerade = || json!({ "masquerade": null });
-        let known = || ct("state", "in", json!(["established", "related"]));
+        let known = || ct("state", json!(["established", "related"]));
         let own_address = || equals(json!({ "fib": { "result": "type", "flags": ["daddr"] } }), "local");
         let v4 = || prefix(&subnets.v4.network().to_string(), subnets.v4.prefix_len());
 
@@ -176,22 +209,29 @@ impl Firewall {
         ]);
 
         // route_localnet on the bridge lets the host use 127.0.0.1:<host port>; pods must not profit from it.
-        rules.push(self.rule("early", vec![from_bridge(), equals(field("ip", "daddr"), prefix("127.0.0.0", 8)), drop()]));
+        rules.push(
+            self.rule("early", vec![from_bridge(), equals(field("ip", "daddr"), prefix("127.0.0.0", 8)), drop()]),
+        );
         rules.push(self.rule("early", vec![from_bridge(), differs(field("ip", "saddr"), v4()), drop()]));
         let mut sources = vec![json!("::"), prefix("fe80::", 10)];
         if let Some(v6) = subnets.v6 {
             sources.push(prefix(&v6.network().to_string(), v6.prefix_len()));
         }
-        rules.push(self.rule("early", vec![from_bridge(), differs(field("ip6", "saddr"), json!({ "set": sources })), drop()]));
+        rules.push(
+            self.rule("early", vec![from_bridge(), differs(field("ip6", "saddr"), json!({ "set": sources })), drop()]),
+        );
 
         rules.push(self.rule("forward", vec![known(), accept()]));
         if !self.allow_metadata {
             let link_local = equals(field("ip", "daddr"), prefix("169.254.0.0", 16));
             rules.push(self.rule("forward", vec![from_bridge(), link_local, drop()]));
-            rules.push(self.rule("forward", vec![from_bridge(), equals(field("ip6", "daddr"), "fd00:ec2::254"), drop()]));
+            rules.push(
+                self.rule("forward", vec![from_bridge(), equals(field("ip6", "daddr"), "fd00:ec2::254"), drop()]),
+            );
         }
         if !self.allow_inbound {
-            rules.push(self.rule("forward", vec![to_bridge(), not_from_bridge(), ct("status", "!", "dnat"), drop()]));
+            rules.push(self.rule("forward", vec![to_bridge(), ct("status", "dnat"), accept()]));
+            rules.push(self.rule("forward", vec![to_bridge(), not_from_bridge(), drop()]));
         }
 
         rules.push(self.rule("input", vec![from_bridge(), known(), accept()]));
@@ -203,7 +243,8 @@ impl Firewall {
         if !self.host_access {
             let control = json!({ "set": ["icmp", "ipv6-icmp"] });
             rules.push(self.rule("input", vec![from_bridge(), equals(meta("l4proto"), control), accept()]));
-            rules.push(self.rule("input", vec![from_bridge(), transport(), equals(field("th", "dport"), 53), accept()]));
+            rules
+                .push(self.rule("input", vec![from_bridge(), transport(), equals(field("th", "dport"), 53), accept()]));
             rules.push(self.rule("input", vec![from_bridge(), drop()]));
         }
 
@@ -230,14 +271,24 @@ impl Firewall {
             let source = equals(field("ip6", "saddr"), prefix(&v6.network().to_string(), v6.prefix_len()));
             rules.push(self.rule("masquerade", vec![source, not_to_bridge(), masquerade()]));
         }
-        // A pod that uses a host port of a pod on the same bridge: the answer has to come back through the host.
-        rules.push(self.rule("masquerade", vec![from_bridge(), to_bridge(), ct("status", "in", "dnat"), masquerade()]));
-        rules.push(self.rule("masquerade", vec![equals(field("ip", "saddr"), prefix("127.0.0.0", 8)), to_bridge(), masquerade()]));
-
-        for record in records {
-            rules.extend(self.elements("add", record));
+        // A pod that uses a host port of a pod on the same bridge: the answer has to come back through the host. By
+        // source address, because with br_netfilter the hook does not know the link that the packet came in by.
+        let mapped = || ct("status", "dnat");
+        rules.push(
+            self.rule("masquerade", vec![equals(field("ip", "saddr"), v4()), to_bridge(), mapped(), masquerade()]),
+        );
+        if let Some(v6) = subnets.v6 {
+            let source = equals(field("ip6", "saddr"), prefix(&v6.network().to_string(), v6.prefix_len()));
+            rules.push(self.rule("masquerade", vec![source, to_bridge(), mapped(), masquerade()]));
         }
-        run(&rules)
+        rules.push(
+            self.rule(
+                "masquerade",
+                vec![equals(field("ip", "saddr"), prefix("127.0.0.0", 8)), to_bridge(), masquerade()],
+            ),
+        );
+
+        rules
     }
 
     /// Whether a pod needs elements at all.
@@ -255,9 +306,73 @@ impl Firewall {
         run(&self.elements("delete", record))
     }
 
+    /// Chains of others that drop forwarded packets unless told otherwise: one line each, with the cure.
+    pub fn obstacles(&self) -> Result<Vec<String>, IsolatorError> {
+        let listed: Value = serde_json::from_slice(&nft(&["-j", "list", "chains"], &[])?).unwrap_or_default();
+        let chains = listed["nftables"].as_array().into_iter().flatten().map(|object| &object["chain"]);
+        let in_the_way = chains.filter(|chain| {
+            chain["hook"] == "forward" && chain["policy"] == "drop" && chain["table"] != self.table.as_str()
+        });
+        let line = |chain: &Value| {
+            let text = |key: &str| chain[key].as_str().unwrap_or_default().to_owned();
+            format!(
+                "chain {} of table {} {} drops forwarded packets by default, also those of pods: let it accept what comes from and goes to {bridge} (with Docker: iptables -I DOCKER-USER -i {bridge} -j ACCEPT, and the same with -o)",
+                text("name"),
+                text("family"),
+                text("table"),
+                bridge = self.bridge
+            )
+        };
+        Ok(in_the_way.map(line).collect())
+    }
+
     /// Deletes the table; one that is already gone is fine.
     pub fn remove(&self) -> Result<(), IsolatorError> {
         let table = json!({ "table": { "family": "inet", "name": self.table } });
         run(&[json!({ "add": table }), json!({ "delete": table })])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::network::{EndpointPort, PodMode};
+
+    #[test]
+    fn every_command_is_one_of_the_schema() {
+        let firewall = Firewall {
+            table: "agentd".to_owned(),
+            bridge: "agentd0".to_owned(),
+            daemon_ports: vec![5050],
+            allow_metadata: false,
+            allow_inbound: false,
+            host_access: false,
+        };
+        let v6: ipnet::Ipv6Net = "fd00::/64".parse().unwrap();
+        let subnets = Subnets { v4: "10.64.0.0/20".parse().unwrap(), v6: Some(v6) };
+        let record = Record {
+            sequence: 1,
+            sandbox: "s".to_owned(),
+            pod: "/p".to_owned(),
+            mode: PodMode::Container,
+            address: Some("10.64.0.2".parse().unwrap()),
+            address_v6: subnets.address_v6("10.64.0.2".parse().unwrap()),
+            endpoints: vec![EndpointPort {
+                container: "c".to_owned(),
+                endpoint: "e".to_owned(),
+                container_port: Some(80),
+                host_port: Some(8080),
+                protocols: vec![Protocol::Tcp, Protocol::Udp],
+            }],
+            cni: Vec::new(),
+        };
+        assert_eq!(firewall.elements("add", &record).len(), 6);
+        let mut commands = firewall.commands(&subnets);
+        commands.extend(firewall.elements("add", &record));
+        commands.extend(firewall.elements("delete", &record));
+        for command in commands {
+            let parsed: Result<nftables::schema::NfObject<'_>, _> = serde_json::from_value(command.clone());
+            assert!(parsed.is_ok(), "{command}: {parsed:?}");
+        }
     }
 }

@@ -77,6 +77,8 @@ pub(super) struct Ledger {
     records: BTreeMap<String, Record>,
     addresses: HashSet<Ipv4Addr>,
     ports: HashMap<(Protocol, u16), String>,
+    /// Pods being detached: they still hold what they hold, but nothing is made for them any more.
+    leaving: HashSet<String>,
     /// Where the search for an address goes on.
     cursor: u32,
     /// Where the search for a port goes on.
@@ -103,6 +105,7 @@ impl Ledger {
             records: BTreeMap::new(),
             addresses: HashSet::new(),
             ports: HashMap::new(),
+            leaving: HashSet::new(),
             cursor: 0,
             port_cursor: 0,
             sequence: 0,
@@ -149,6 +152,20 @@ impl Ledger {
     /// Every record.
     pub fn records(&self) -> impl Iterator<Item = &Record> {
         self.records.values()
+    }
+
+    /// Every record but those of pods being detached.
+    pub fn staying(&self) -> impl Iterator<Item = &Record> {
+        self.records.values().filter(|record| !self.leaving.contains(&record.sandbox))
+    }
+
+    /// Notes whether a pod is being detached.
+    pub fn set_leaving(&mut self, sandbox: &str, leaving: bool) {
+        if leaving {
+            self.leaving.insert(sandbox.to_owned());
+        } else {
+            self.leaving.remove(sandbox);
+        }
     }
 
     /// The record that holds a port.
@@ -237,9 +254,8 @@ impl Ledger {
                 want.path, holder.pod, holder.sandbox
             ));
         }
-        usable(protocol, port).map_err(|why| {
-            format!("{}: {word} port {port} {why}; choose another port, or 0 for a free one", want.path)
-        })
+        usable(protocol, port)
+            .map_err(|why| format!("{}: {word} port {port} {why}; choose another port, or 0 for a free one", want.path))
     }
 
     /// Number for the next record.
@@ -269,6 +285,7 @@ impl Ledger {
     /// Removes a record; the addresses and ports are free then.
     pub fn remove(&mut self, sandbox: &str) -> Result<(), IsolatorError> {
         store::remove(&self.path(sandbox))?;
+        self.leaving.remove(sandbox);
         if let Some(record) = self.records.remove(sandbox) {
             if let Some(address) = record.address {
                 self.addresses.remove(&address);

@@ -34,10 +34,6 @@ fn record(ledger: &Ledger, sandbox: &str, address: Ipv4Addr, endpoints: Vec<Endp
     }
 }
 
-fn free(_: Protocol, _: u16) -> Result<(), String> {
-    Ok(())
-}
-
 #[test]
 fn a_small_subnet_runs_out_and_recovers() {
     let folder = tempfile::tempdir().unwrap();
@@ -82,24 +78,26 @@ fn ports_conflict_by_protocol_and_name_the_holder() {
     let tcp = endpoint(8080, &[Protocol::Tcp]);
     let wanted =
         |endpoint| vec![Wanted { path: "containers[0].endpoints[0].hostPort".to_owned(), container: "c", endpoint }];
-    let ports = ledger.pick_ports(&wanted(&tcp), (31000, 32000), &free).unwrap();
+    let ports = ledger.pick_ports(&wanted(&tcp), (31000, 32000), &|_, _| Ok(())).unwrap();
     let first = record(&ledger, "s1", Ipv4Addr::new(10, 9, 0, 2), ports);
     ledger.put(first).unwrap();
-    let error = ledger.pick_ports(&wanted(&tcp), (31000, 32000), &free).unwrap_err().message;
+    let error = ledger.pick_ports(&wanted(&tcp), (31000, 32000), &|_, _| Ok(())).unwrap_err().message;
     for part in ["containers[0].endpoints[0].hostPort", "8080", "/p", "s1"] {
         assert!(error.contains(part), "{error}");
     }
     let udp = endpoint(8080, &[Protocol::Udp]);
-    assert!(ledger.pick_ports(&wanted(&udp), (31000, 32000), &free).is_ok());
+    assert!(ledger.pick_ports(&wanted(&udp), (31000, 32000), &|_, _| Ok(())).is_ok());
     let dynamic = endpoint(0, &[Protocol::Tcp, Protocol::Udp]);
-    let only_last = |_: Protocol, port: u16| if port == 31010 { Ok(()) } else { Err("is in use".to_owned()) };
+    let only_last = |_: Protocol, port: u16| {
+        if port == 31010 { Ok(()) } else { Err("is in use".to_owned()) }
+    };
     let ports = ledger.pick_ports(&wanted(&dynamic), (31000, 31010), &only_last).unwrap();
     assert_eq!(ports[0].host_port, Some(31010));
     let none = |_: Protocol, _: u16| Err("is in use".to_owned());
     let error = ledger.pick_ports(&wanted(&dynamic), (31000, 31010), &none).unwrap_err().message;
     assert!(error.contains("31000 to 31010"), "{error}");
     ledger.remove("s1").unwrap();
-    assert!(ledger.pick_ports(&wanted(&tcp), (31000, 32000), &free).is_ok());
+    assert!(ledger.pick_ports(&wanted(&tcp), (31000, 32000), &|_, _| Ok(())).is_ok());
 }
 
 #[test]
@@ -131,7 +129,7 @@ proptest! {
                 // 0 asks for a dynamic port, others are fixed.
                 let endpoint = endpoint(if port == 0 { 0 } else { 31000 + port }, &[Protocol::Tcp]);
                 let wanted = [Wanted { path: String::new(), container: "c", endpoint: &endpoint }];
-                if let Ok(ports) = ledger.pick_ports(&wanted, (31000, 31008), &free) {
+                if let Ok(ports) = ledger.pick_ports(&wanted, (31000, 31008), &|_, _| Ok(())) {
                     let address = ledger.pick_address(&subnets).unwrap();
                     let record = record(&ledger, &sandbox, address, ports);
                     ledger.put(record).unwrap();

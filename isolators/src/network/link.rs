@@ -6,12 +6,16 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::time::{Duration, Instant};
 
 use futures_util::TryStreamExt;
 use ipnet::Ipv4Net;
 use nix::sched::{CloneFlags, setns};
 use rtnetlink::packet_route::address::AddressHeaderFlags;
-use rtnetlink::packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkInfo, LinkMessage};
+use rtnetlink::packet_route::link::{
+    InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth, LinkAttribute, LinkInfo, LinkMessage,
+    State,
+};
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute};
 use rtnetlink::{Error, Handle, LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
 
@@ -24,6 +28,7 @@ pub(super) const POD_LINK: &str = "eth";
 pub(super) struct Links {
     runtime: Option<tokio::runtime::Runtime>,
     handle: Handle,
+    connection: tokio::task::JoinHandle<()>,
 }
 
 impl std::fmt::Debug for Links {
@@ -51,6 +56,8 @@ pub(super) struct LinkFacts {
     pub mtu: u32,
     pub veth: bool,
     pub bridge: bool,
+    /// Whether packets can pass.
+    pub up: bool,
 }
 
 impl LinkFacts {
@@ -62,6 +69,7 @@ impl LinkFacts {
                 LinkAttribute::IfAlias(alias) => facts.alias.clone_from(alias),
                 LinkAttribute::Controller(index) => facts.controller = *index,
                 LinkAttribute::Mtu(mtu) => facts.mtu = *mtu,
+                LinkAttribute::OperState(state) => facts.up = *state == State::Up,
                 LinkAttribute::LinkInfo(infos) => {
                     facts.veth |= infos.contains(&LinkInfo::Kind(InfoKind::Veth));
                     facts.bridge |= infos.contains(&LinkInfo::Kind(InfoKind::Bridge));
@@ -127,13 +135,17 @@ impl Links {
     /// Opens a connection in the calling thread's network namespace.
     pub fn open() -> io::Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
-        let handle = {
+        let (connection, handle) = {
             let _inside = runtime.enter();
             let (connection, handle, _) = rtnetlink::new_connection()?;
-            runtime.spawn(connection);
-            handle
+            (runtime.spawn(connection), handle)
         };
-        Ok(Self { runtime: Some(runtime), handle })
+        Ok(Self { runtime: Some(runtime), handle, connection })
+    }
+
+    /// Whether the connection still works.
+    pub fn is_open(&self) -> bool {
+        !self.connection.is_finished()
     }
 
     fn run<T>(&self, work: impl Future<Output = io::Result<T>>) -> io::Result<T> {
@@ -155,6 +167,24 @@ impl Links {
     /// The link of this name.
     pub fn find(&self, name: &str) -> io::Result<Option<LinkFacts>> {
         self.run(self.by_name(name))
+    }
+
+    /// Waits until packets can pass the link; false if they cannot within a second. The kernel notices a carrier some
+    /// time after both ends are up (newer ones when they are asked, as here), and only then does a bridge forward: a
+    /// packet sent before is lost, and TCP sends it again after a whole second.
+    pub fn wait_up(&self, name: &str) -> io::Result<bool> {
+        let mut pause = Duration::from_micros(200);
+        let deadline = Instant::now() + Duration::from_secs(1);
+        loop {
+            if self.find(name)?.is_some_and(|link| link.up) {
+                return Ok(true);
+            }
+            if Instant::now() >= deadline {
+                return Ok(false);
+            }
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(Duration::from_millis(20));
+        }
     }
 
     /// Every link.
@@ -227,8 +257,7 @@ impl Links {
                     )));
                 }
                 None => {
-                    let message =
-                        LinkBridge::new(spec.name).address(spec.mac.to_vec()).mtu(spec.mtu).build();
+                    let message = LinkBridge::new(spec.name).address(spec.mac.to_vec()).mtu(spec.mtu).build();
                     or_present(self.handle.link().add(message).execute().await)?;
                     let made = self.by_name(spec.name).await?;
                     made.ok_or_else(|| io::Error::other("the bridge vanished as soon as it was made"))?.index
@@ -256,14 +285,14 @@ impl Links {
         or_present(request.execute().await)
     }
 
-    /// Makes a veth pair: one end on the bridge, the other in the pod's namespace, both up.
+    /// Makes a veth pair: one end on the bridge and up, the other in the pod's namespace (it cannot be up before both
+    /// ends are there).
     pub fn make_pair(&self, link: &PodLink<'_>, netns: BorrowedFd<'_>) -> io::Result<()> {
         let peer = LinkMessageBuilder::<LinkUnspec>::new()
             .name(link.pod_name.clone())
             .mtu(link.mtu)
             .address(link.mac.to_vec())
             .setns_by_fd(netns.as_raw_fd())
-            .up()
             .build();
         // On the bridge from its first instant: the sweep finds it there even if the daemon dies before the next step.
         let pair = LinkMessageBuilder::<LinkVeth>::new_with_info_kind(InfoKind::Veth)
@@ -273,19 +302,25 @@ impl Links {
             .up()
             .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)))
             .build();
+        // Hairpin: with br_netfilter loaded, a pod's connection to its own host port is turned round inside the bridge.
         let alias = LinkUnspec::new_with_name(link.host_name)
             .append_extra_attribute(LinkAttribute::IfAlias(link.alias.to_owned()))
+            .set_port_kind(InfoPortKind::Bridge)
+            .set_port_data(InfoPortData::BridgePort(vec![InfoBridgePort::HairpinMode(true)]))
             .build();
         self.run(async {
             self.handle.link().add(pair).execute().await.map_err(os_error)?;
-            self.handle.link().set(alias).execute().await.map_err(os_error)
+            self.handle.link().set_port(alias).execute().await.map_err(os_error)
         })
     }
 
     /// Gives the pod's end its addresses and routes; false if there is no such link.
     fn configure_pod(&self, link: &PodLink<'_>) -> io::Result<bool> {
         self.run(async {
-            let Some(index) = self.by_name(&link.pod_name).await?.map(|found| found.index) else { return Ok(false) };
+            let Some(index) = self.by_name(&link.pod_name).await?.map(|found| found.index) else {
+                return Ok(false);
+            };
+            self.handle.link().set(LinkUnspec::new_with_index(index).up().build()).execute().await.map_err(os_error)?;
             self.add_address(index, IpAddr::V4(link.address.0), link.address.1).await?;
             let route = RouteMessageBuilder::<Ipv4Addr>::new().gateway(link.gateway).output_interface(index);
             let route = if link.metric == 0 { route } else { route.priority(link.metric) };

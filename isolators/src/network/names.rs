@@ -55,6 +55,11 @@ pub(super) fn veth_alias(instance: &str, sandbox: &str) -> String {
     format!("{}{sandbox}", alias_prefix(instance))
 }
 
+/// Alias of the bridge.
+pub(super) fn bridge_alias(instance: &str) -> String {
+    format!("{}bridge", alias_prefix(instance))
+}
+
 /// Hardware address of the bridge. Fixed, because a bridge without one takes over that of its ports, and pods would
 /// keep a stale neighbour entry for their gateway.
 pub(super) fn bridge_mac(instance: &str) -> [u8; 6] {

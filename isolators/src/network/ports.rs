@@ -36,7 +36,9 @@ pub(super) fn probe(protocol: Protocol, port: u16) -> Result<(), String> {
             Ok(()) => {}
             // A host without IPv6.
             Err(rustix::io::Errno::AFNOSUPPORT | rustix::io::Errno::ADDRNOTAVAIL) if address.is_ipv6() => {}
-            Err(rustix::io::Errno::ADDRINUSE) => return Err("is in use by another program of the host".to_owned()),
+            Err(rustix::io::Errno::ADDRINUSE) => {
+                return Err("is in use by another program of the host".to_owned());
+            }
             Err(error) => return Err(format!("cannot be bound on the host ({error})")),
         }
     }

@@ -85,7 +85,9 @@ pub(super) fn remove(path: &Path) -> Result<(), IsolatorError> {
 
 /// Removes files in `folder` that a crash left unfinished.
 pub(super) fn sweep(folder: &Path) {
-    let Ok(entries) = fs::read_dir(folder) else { return };
+    let Ok(entries) = fs::read_dir(folder) else {
+        return;
+    };
     for entry in entries.flatten() {
         if entry.file_name().to_string_lossy().ends_with(UNFINISHED) {
             let _ = fs::remove_file(entry.path());

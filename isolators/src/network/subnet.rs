@@ -104,6 +104,7 @@ pub(super) fn choose_v6(instance: &str, host: &str) -> Ipv6Net {
 /// Reads what was chosen before; none where nothing was, or where it cannot be read.
 pub(super) fn load(state_dir: &Path) -> Option<Subnets> {
     store::read_json(&state_dir.join("subnets.json"))
+        .filter(|subnets: &Subnets| check_v4(subnets.v4).is_ok() && subnets.v6.is_none_or(|net| check_v6(net).is_ok()))
 }
 
 /// Writes down what was chosen.

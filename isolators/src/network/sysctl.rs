@@ -18,7 +18,9 @@ pub(super) fn set(name: &str, value: &str) -> io::Result<bool> {
         return Ok(false);
     }
     let written = std::fs::write(path(name), value);
-    written.map_err(|error| io::Error::new(error.kind(), format!("cannot set {} to {value}: {error}", name.replace('/', "."))))?;
+    written.map_err(|error| {
+        io::Error::new(error.kind(), format!("cannot set {} to {value}: {error}", name.replace('/', ".")))
+    })?;
     Ok(true)
 }
 
@@ -30,7 +32,9 @@ pub(super) fn has_ipv6() -> bool {
 /// Lets the host forward IPv4 packets. The setting is one for the whole host and is left on.
 pub(super) fn forward_v4() -> io::Result<()> {
     if set("net/ipv4/ip_forward", "1")? {
-        tracing::info!("set net.ipv4.ip_forward to 1: the host now forwards packets, also between its other interfaces");
+        tracing::info!(
+            "set net.ipv4.ip_forward to 1: the host now forwards packets, also between its other interfaces"
+        );
     }
     Ok(())
 }

@@ -54,7 +54,9 @@ impl Instruction {
 
 /// The policy has more rules than a filter can hold.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("the filter has {0} instructions, the kernel takes {MOST_INSTRUCTIONS}: use fewer rules with conditions on arguments")]
+#[error(
+    "the filter has {0} instructions, the kernel takes {MOST_INSTRUCTIONS}: use fewer rules with conditions on arguments"
+)]
 pub struct TooLong(pub usize);
 
 /// Compiles a policy.
@@ -107,28 +109,30 @@ impl<'a> Answer<'a> {
 /// Cuts all numbers into ranges, each from its first number to the next range's; neighbours differ.
 fn ranges(policy: &Policy) -> Vec<(u32, Answer<'_>)> {
     let mut cut: Vec<(u32, Answer<'_>)> = vec![(0, Answer::always(policy.default))];
-    let mut push = |first: u32, answer: Answer<'_>| {
-        // a later statement about the same number replaces the gap that was assumed there
-        if cut.last().is_some_and(|(at, _)| *at == first) {
-            cut.pop();
-        }
-        if cut.last().is_none_or(|(_, before)| *before != answer) {
-            cut.push((first, answer));
-        }
-    };
     for (&number, rules) in &policy.rules {
-        push(number, Answer::of(rules, policy.default));
-        push(number + 1, Answer::always(policy.default));
+        begin(&mut cut, number, Answer::of(rules, policy.default));
+        begin(&mut cut, number + 1, Answer::always(policy.default));
     }
     // Calls that are newer than this program: a C library that meets ENOSYS falls back, one that meets EPERM does not.
     let newer = syscalls::highest(policy.arch) + 1;
     if !policy.default.permits() {
-        push(newer, Answer::always(Action::Errno(libc::ENOSYS as u16)));
+        begin(&mut cut, newer, Answer::always(Action::Errno(libc::ENOSYS as u16)));
     }
     if policy.arch == Arch::X86_64 {
-        push(X32_BIT, Answer::always(Action::Errno(libc::EPERM as u16)));
+        begin(&mut cut, X32_BIT, Answer::always(Action::Errno(libc::EPERM as u16)));
     }
     cut
+}
+
+/// Begins a new range, unless the one before has the same answer.
+fn begin<'a>(cut: &mut Vec<(u32, Answer<'a>)>, first: u32, answer: Answer<'a>) {
+    // a statement about a number replaces the gap that was assumed there
+    if cut.last().is_some_and(|(at, _)| *at == first) {
+        cut.pop();
+    }
+    if cut.last().is_none_or(|(_, before)| *before != answer) {
+        cut.push((first, answer));
+    }
 }
 
 /// Lays ranges out as a binary search. Jumps are relative, so parts can be put together as they are.
@@ -139,12 +143,11 @@ fn search(ranges: &[(u32, Answer<'_>)]) -> Vec<Instruction> {
     let (lower, upper) = ranges.split_at(ranges.len() / 2);
     let below = search(lower);
     let mut code = Vec::with_capacity(below.len() * 2 + 2);
-    match u8::try_from(below.len()) {
-        Ok(distance) => code.push(Instruction::test(IF_AT_LEAST, upper[0].0, distance, 0)),
-        Err(_) => {
-            code.push(Instruction::test(IF_AT_LEAST, upper[0].0, 0, 1));
-            code.push(Instruction::plain(GOTO, below.len() as u32));
-        }
+    if let Ok(distance) = u8::try_from(below.len()) {
+        code.push(Instruction::test(IF_AT_LEAST, upper[0].0, distance, 0));
+    } else {
+        code.push(Instruction::test(IF_AT_LEAST, upper[0].0, 0, 1));
+        code.push(Instruction::plain(GOTO, below.len() as u32));
     }
     code.extend(below);
     code.extend(search(upper));
@@ -295,7 +298,7 @@ mod tests {
         let allow_all = (0..500).map(|n| (n, vec![rule(vec![], Action::Allow)])).collect();
         let code = compile(&policy(Arch::X86_64, EPERM, allow_all)).expect("compiles");
         assert_eq!(run(&code, X86, 39, [0; 6]).0, Action::Allow.code());
-        assert_eq!(run(&code, X86, X32_BIT | 39, [0; 6]).0, EPERM.code());
+        assert_eq!(run(&code, X86, X32_BIT + 39, [0; 6]).0, EPERM.code());
         assert_eq!(run(&code, X86, u32::MAX, [0; 6]).0, EPERM.code());
         assert_eq!(run(&code, 0x4000_0003, 20, [0; 6]).0, Action::KillProcess.code());
         let code = compile(&policy(Arch::Aarch64, EPERM, vec![])).expect("compiles");
@@ -321,7 +324,9 @@ mod tests {
             Compare::MaskedEqual(0x1_0000_0005),
         ];
         for width in [Width::Int, Width::Long] {
-            let cut = |v: u64| if width == Width::Int { v & 0xFFFF_FFFF } else { v };
+            let cut = |v: u64| {
+                if width == Width::Int { v & 0xFFFF_FFFF } else { v }
+            };
             for compare in compares {
                 for value in values {
                     let condition = Condition { argument: 2, width, compare, value };

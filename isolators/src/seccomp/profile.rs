@@ -1,12 +1,13 @@
 //! Reads a seccomp profile from a file in the format of OCI and Docker (JSON).
 //!
-//! Understood are `defaultAction`, `defaultErrnoRet`, `architectures` or `archMap`, `flags`, and `syscalls` with `names`
-//! (or `name`), `action`, `errnoRet`, `args`, `includes`, `excludes`. A field that is misspelt or of the wrong kind is
-//! refused by its path, because a profile that is half understood protects half. Names that are no calls on this
-//! architecture are passed over, as Docker does, and listed.
+//! Understood are `defaultAction`, `defaultErrnoRet` (or `defaultErrno`, by name), `architectures` or `archMap`, `flags`,
+//! and `syscalls` with `names` (or `name`), `action`, `errnoRet` (or `errno`), `args`, `includes`, `excludes`. A field
+//! that is misspelt or of the wrong kind is refused by its path, because a profile that is half understood protects
+//! half. Names that are no calls on this architecture are passed over, as Docker does, and listed.
 //!
-//! Rules of one call with conditions come before the one without, in the order of the file. Conditions of one entry must
-//! all hold, except that several on the same argument are taken one by one, as runc does.
+//! Rules of one call with conditions come before the one without, in the order of the file. Of two without conditions
+//! the first counts, as with libseccomp, and the other is listed. Conditions of one entry must all hold, except that
+//! several on the same argument are taken one by one, as runc does.
 
 use serde_json::{Map, Value};
 
@@ -56,43 +57,42 @@ pub fn parse(text: &[u8], at: Circumstances) -> Result<Profile, Fault> {
         Err(e) => return fault("(document)", format!("not JSON: {e}")),
     };
     let known = [
-        "defaultAction", "defaultErrnoRet", "architectures", "archMap", "flags", "syscalls", "listenerPath",
+        "defaultAction",
+        "defaultErrnoRet",
+        "defaultErrno",
+        "architectures",
+        "archMap",
+        "flags",
+        "syscalls",
+        "listenerPath",
         "listenerMetadata",
     ];
     let root = object(&document, "(document)", &known)?;
     for field in ["listenerPath", "listenerMetadata"] {
-        if root.get(field).is_some_and(|v| v.as_str().is_none_or(|text| !text.is_empty())) {
+        if root.get(field).is_some_and(|v| !v.is_null() && v.as_str() != Some("")) {
             return fault(field, "notifying a listener is not supported: remove the field and decide by action");
         }
     }
     let Some(default) = root.get("defaultAction") else {
         return fault("defaultAction", "missing: expected an action such as SCMP_ACT_ERRNO");
     };
-    let default = action(default, root.get("defaultErrnoRet"), "defaultAction", "defaultErrnoRet")?;
-    let mut notes = Vec::new();
-    architectures(root, at.arch, &mut notes)?;
-    flags(root, &mut notes)?;
-    let mut policy = Policy::new(at.arch, default);
-    let mut unknown = Vec::new();
+    let default = action(default, root, "defaultErrno", "")?;
+    let mut profile = Profile { policy: Policy::new(at.arch, default), unknown: Vec::new(), notes: Vec::new() };
+    architectures(root, at.arch, &mut profile.notes)?;
+    flags(root, &mut profile.notes)?;
     for (index, entry) in list(root.get("syscalls"), "syscalls")?.iter().enumerate() {
-        read_entry(entry, &format!("syscalls[{index}]"), at, &mut policy, &mut unknown)?;
+        read_entry(entry, &format!("syscalls[{index}]"), at, &mut profile)?;
     }
-    for rules in policy.rules.values_mut() {
+    for rules in profile.policy.rules.values_mut() {
         rules.sort_by_key(|rule| rule.conditions.is_empty());
     }
-    unknown.sort_unstable();
-    unknown.dedup();
-    Ok(Profile { policy, unknown, notes })
+    profile.unknown.sort_unstable();
+    profile.unknown.dedup();
+    Ok(profile)
 }
 
-fn read_entry(
-    entry: &Value,
-    path: &str,
-    at: Circumstances,
-    policy: &mut Policy,
-    unknown: &mut Vec<String>,
-) -> Result<(), Fault> {
-    let known = ["names", "name", "action", "errnoRet", "args", "includes", "excludes", "comment"];
+fn read_entry(entry: &Value, path: &str, at: Circumstances, profile: &mut Profile) -> Result<(), Fault> {
+    let known = ["names", "name", "action", "errnoRet", "errno", "args", "includes", "excludes", "comment"];
     let entry = object(entry, path, &known)?;
     let mut names = Vec::new();
     for (index, name) in list(entry.get("names"), &format!("{path}.names"))?.iter().enumerate() {
@@ -110,7 +110,7 @@ fn read_entry(
     let Some(found) = entry.get("action") else {
         return fault(format!("{path}.action"), "missing: expected an action such as SCMP_ACT_ALLOW");
     };
-    let action = action(found, entry.get("errnoRet"), &format!("{path}.action"), &format!("{path}.errnoRet"))?;
+    let action = action(found, entry, "errno", &format!("{path}."))?;
     let mut conditions = Vec::new();
     for (index, argument) in list(entry.get("args"), &format!("{path}.args"))?.iter().enumerate() {
         conditions.push(condition(argument, &format!("{path}.args[{index}]"))?);
@@ -126,24 +126,18 @@ fn read_entry(
     for name in names {
         for conditions in &alternatives {
             let rule = Rule { conditions: conditions.clone(), action };
-            if let Some(number) = super::syscalls::number(policy.arch, name) {
-                let present = policy.rules.entry(number).or_default();
-                if rule.conditions.is_empty()
-                    && let Some(other) = present.iter().find(|r| r.conditions.is_empty() && r.action != action)
-                {
-                    return fault(
-                        path,
-                        format!(
-                            "answers {name} with {action:?}, but an entry before it with {:?}: keep one of the two",
-                            other.action
-                        ),
-                    );
-                }
-                if !present.contains(&rule) {
-                    present.push(rule);
+            if let Some(number) = super::syscalls::number(at.arch, name) {
+                let present = profile.policy.rules.entry(number).or_default();
+                let before = present.iter().find(|r| r.conditions.is_empty() && rule.conditions.is_empty());
+                match before.map(|r| r.action) {
+                    Some(first) if first != action => profile.notes.push(format!(
+                        "{path} answers {name} with {action:?}, but an entry before it with {first:?}, which counts"
+                    )),
+                    Some(_) => {}
+                    None => present.push(rule),
                 }
             } else {
-                unknown.push(name.to_owned());
+                profile.unknown.push(name.to_owned());
             }
         }
     }
@@ -158,7 +152,9 @@ struct Selected {
 
 fn selects(filter: Option<&Value>, path: &str, at: Circumstances) -> Result<Selected, Fault> {
     let mut selected = Selected { all: true, any: false };
-    let Some(filter) = filter.filter(|f| !f.is_null()) else { return Ok(selected) };
+    let Some(filter) = filter.filter(|f| !f.is_null()) else {
+        return Ok(selected);
+    };
     let filter = object(filter, path, &["arches", "caps", "minKernel"])?;
     let mut note = |holds: bool| {
         selected.all &= holds;
@@ -177,7 +173,9 @@ fn selects(filter: Option<&Value>, path: &str, at: Circumstances) -> Result<Sele
         let name = string(name, &path)?;
         match capabilities::bit(name) {
             Some(one) => note(at.capabilities & one != 0),
-            None => return fault(path, format!("{name:?} is no capability: expected a name such as CAP_SYS_ADMIN")),
+            None => {
+                return fault(path, format!("{name:?} is no capability: expected a name such as CAP_SYS_ADMIN"));
+            }
         }
     }
     if let Some(version) = filter.get("minKernel").filter(|v| !v.is_null()) {
@@ -186,7 +184,9 @@ fn selects(filter: Option<&Value>, path: &str, at: Circumstances) -> Result<Sele
         let parsed = text.split_once('.').and_then(|(a, b)| Some((a.parse().ok()?, b.parse().ok()?)));
         match parsed {
             Some(least) => note(at.kernel >= least),
-            None => return fault(path, format!("found {text:?}, expected a version such as \"4.8\"")),
+            None => {
+                return fault(path, format!("found {text:?}, expected a version such as \"4.8\""));
+            }
         }
     }
     Ok(selected)
@@ -196,7 +196,9 @@ fn condition(value: &Value, path: &str) -> Result<Condition, Fault> {
     let argument = object(value, path, &["index", "value", "valueTwo", "op"])?;
     let index = match argument.get("index").and_then(Value::as_u64) {
         Some(index @ 0..=5) => index as u8,
-        _ => return fault(format!("{path}.index"), "expected the index of an argument, 0 to 5"),
+        _ => {
+            return fault(format!("{path}.index"), "expected the index of an argument, 0 to 5");
+        }
     };
     let number = |field: &str, required: bool| match argument.get(field) {
         None | Some(Value::Null) if !required => Ok(0),
@@ -208,7 +210,9 @@ fn condition(value: &Value, path: &str) -> Result<Condition, Fault> {
     let (first, second) = (number("value", true)?, number("valueTwo", false)?);
     let op = match argument.get("op") {
         Some(op) => string(op, &format!("{path}.op"))?,
-        None => return fault(format!("{path}.op"), "missing: expected a comparison such as SCMP_CMP_EQ"),
+        None => {
+            return fault(format!("{path}.op"), "missing: expected a comparison such as SCMP_CMP_EQ");
+        }
     };
     let (compare, value) = match op {
         "SCMP_CMP_EQ" => (Compare::Equal, first),
@@ -228,14 +232,27 @@ fn condition(value: &Value, path: &str) -> Result<Condition, Fault> {
     Ok(Condition { argument: index, width: Width::Long, compare, value })
 }
 
-fn action(value: &Value, errno: Option<&Value>, path: &str, errno_path: &str) -> Result<Action, Fault> {
-    let number = match errno {
-        None | Some(Value::Null) => libc::EPERM as u16,
-        Some(found) => match found.as_u64() {
+/// Reads an action. Its error number is in the field `errno` + `Ret`, as a number, or else in `errno`, by its name
+/// (podman's files have both).
+fn action(value: &Value, object: &Map<String, Value>, errno: &str, prefix: &str) -> Result<Action, Fault> {
+    let ret = format!("{errno}Ret");
+    let present = |field: &str| object.get(field).filter(|found| !found.is_null());
+    let number = match (present(&ret), present(errno)) {
+        (Some(found), _) => match found.as_u64() {
             Some(number @ 0..=4095) => number as u16,
-            _ => return fault(errno_path, "expected an error number from 0 to 4095"),
+            _ => return fault(format!("{prefix}{ret}"), "expected an error number from 0 to 4095"),
         },
+        (None, Some(found)) => {
+            let path = format!("{prefix}{errno}");
+            let name = string(found, &path)?;
+            match ERRNOS.iter().find(|(known, _)| *known == name) {
+                Some((_, number)) => *number as u16,
+                None => return fault(path, format!("found {name:?}, expected the number instead, in {ret}")),
+            }
+        }
+        (None, None) => libc::EPERM as u16,
     };
+    let path = &format!("{prefix}{}", if prefix.is_empty() { "defaultAction" } else { "action" });
     Ok(match string(value, path)? {
         "SCMP_ACT_ALLOW" => Action::Allow,
         "SCMP_ACT_LOG" => Action::Log,
@@ -259,6 +276,18 @@ fn action(value: &Value, errno: Option<&Value>, path: &str, errno_path: &str) ->
     })
 }
 
+/// Error numbers that profiles use by name.
+const ERRNOS: &[(&str, i32)] = &[
+    ("EPERM", libc::EPERM),
+    ("ENOSYS", libc::ENOSYS),
+    ("EACCES", libc::EACCES),
+    ("EINVAL", libc::EINVAL),
+    ("ENOENT", libc::ENOENT),
+    ("EOPNOTSUPP", libc::EOPNOTSUPP),
+    ("ENOTSUP", libc::ENOTSUP),
+    ("EAFNOSUPPORT", libc::EAFNOSUPPORT),
+];
+
 fn architectures(root: &Map<String, Value>, arch: Arch, notes: &mut Vec<String>) -> Result<(), Fault> {
     let mut others = Vec::new();
     let mut see = |name: &str, path: &str| {
@@ -279,10 +308,13 @@ fn architectures(root: &Map<String, Value>, arch: Arch, notes: &mut Vec<String>)
         let map = object(map, &path, &["architecture", "subArchitectures"])?;
         let main = match map.get("architecture") {
             Some(name) => string(name, &format!("{path}.architecture"))?,
-            None => return fault(format!("{path}.architecture"), "missing: expected a name such as SCMP_ARCH_X86_64"),
+            None => {
+                return fault(format!("{path}.architecture"), "missing: expected a name such as SCMP_ARCH_X86_64");
+            }
         };
         let ours = arch.names().contains(&main);
-        for (index, name) in list(map.get("subArchitectures"), &format!("{path}.subArchitectures"))?.iter().enumerate() {
+        for (index, name) in list(map.get("subArchitectures"), &format!("{path}.subArchitectures"))?.iter().enumerate()
+        {
             let path = format!("{path}.subArchitectures[{index}]");
             let name = string(name, &path)?;
             if ours {
@@ -312,7 +344,9 @@ fn flags(root: &Map<String, Value>, notes: &mut Vec<String>) -> Result<(), Fault
 }
 
 fn object<'a>(value: &'a Value, path: &str, known: &[&str]) -> Result<&'a Map<String, Value>, Fault> {
-    let Some(map) = value.as_object() else { return fault(path, "expected an object") };
+    let Some(map) = value.as_object() else {
+        return fault(path, "expected an object");
+    };
     match map.keys().find(|key| !known.contains(&key.as_str())) {
         Some(key) => fault(format!("{path}.{key}"), format!("unknown field, expected one of {}", known.join(", "))),
         None => Ok(map),
@@ -363,6 +397,8 @@ mod tests {
                 {"names": ["kill"], "action": "SCMP_ACT_KILL_PROCESS", "includes": {"arches": ["arm64"]}},
                 {"names": ["ptrace"], "action": "SCMP_ACT_ERRNO", "errnoRet": 1, "includes": {"minKernel": "4.8"}},
                 {"names": ["bpf"], "action": "SCMP_ACT_ALLOW", "includes": {"minKernel": "99.0"}},
+                {"names": ["bpf", "read"], "action": "SCMP_ACT_ERRNO"},
+                {"names": ["setns"], "action": "SCMP_ACT_ERRNO", "errno": "EINVAL"},
                 {"names": ["socket"], "action": "SCMP_ACT_ALLOW", "args": null},
                 {"names": ["socket"], "action": "SCMP_ACT_ERRNO", "errnoRet": 22,
                  "args": [{"index": 0, "value": 16, "op": "SCMP_CMP_EQ"}, {"index": 2, "value": 9, "op": "SCMP_CMP_EQ"}]}
@@ -371,28 +407,32 @@ mod tests {
         let allow = libc::SECCOMP_RET_ALLOW;
         let none = [0; 6];
         assert_eq!(answer(text, 0, 0, none), allow);
-        assert_eq!(answer(text, 0, 2, none), ERRNO | 38);
+        assert_eq!(answer(text, 0, 2, none), ERRNO + 38);
         assert_eq!(answer(text, 0, 135, [9, 0, 0, 0, 0, 0]), allow, "conditions on one argument are alternatives");
-        assert_eq!(answer(text, 0, 135, [7, 0, 0, 0, 0, 0]), ERRNO | 38);
-        assert_eq!(answer(text, 0, 56, [0x1000_0000, 0, 0, 0, 0, 0]), ERRNO | 38);
+        assert_eq!(answer(text, 0, 135, [7, 0, 0, 0, 0, 0]), ERRNO + 38);
+        assert_eq!(answer(text, 0, 56, [0x1000_0000, 0, 0, 0, 0, 0]), ERRNO + 38);
         assert_eq!(answer(text, 0, 56, [17, 0, 0, 0, 0, 0]), allow);
         assert_eq!(answer(text, admin, 56, [0x1000_0000, 0, 0, 0, 0, 0]), allow);
-        assert_eq!(answer(text, 0, 165, none), ERRNO | 38);
+        assert_eq!(answer(text, 0, 165, none), ERRNO + 38);
         assert_eq!(answer(text, admin, 165, none), allow);
-        assert_eq!(answer(text, 0, 62, none), ERRNO | 38, "an entry for another architecture");
-        assert_eq!(answer(text, 0, 101, none), ERRNO | 1);
-        assert_eq!(answer(text, 0, 321, none), ERRNO | 38);
-        assert_eq!(answer(text, 0, 41, [16, 0, 9, 0, 0, 0]), ERRNO | 22, "the narrower rule comes first");
+        assert_eq!(answer(text, 0, 62, none), ERRNO + 38, "an entry for another architecture");
+        assert_eq!(answer(text, 0, 101, none), ERRNO + 1);
+        assert_eq!(answer(text, 0, 321, none), ERRNO + 1, "the entry for newer kernels does not count");
+        assert_eq!(answer(text, 0, 308, none), ERRNO + 22, "an error number by its name");
+        assert_eq!(answer(text, 0, 41, [16, 0, 9, 0, 0, 0]), ERRNO + 22, "the narrower rule comes first");
         assert_eq!(answer(text, 0, 41, [16, 0, 8, 0, 0, 0]), allow);
         let profile = parse(text.as_bytes(), at(0)).expect("parses");
         assert_eq!(profile.unknown, ["bogus", "chown32"]);
-        assert_eq!(profile.notes.len(), 1, "{:?}", profile.notes);
+        assert_eq!(profile.notes.len(), 2, "{:?}", profile.notes);
+        assert!(profile.notes[1].contains("read"), "of two answers to read the first counts: {:?}", profile.notes);
     }
 
     #[test]
     fn what_is_wrong_is_named_by_its_field() {
         let entry = |inner: &str| {
-            format!(r#"{{"defaultAction":"SCMP_ACT_ERRNO","syscalls":[{{"names":["read"],"action":"SCMP_ACT_ALLOW"}},{inner}]}}"#)
+            format!(
+                r#"{{"defaultAction":"SCMP_ACT_ERRNO","syscalls":[{{"names":["read"],"action":"SCMP_ACT_ALLOW"}},{inner}]}}"#
+            )
         };
         for (text, path) in [
             ("{".to_owned(), "(document)"),
@@ -409,12 +449,30 @@ mod tests {
             (entry(r#"{"names":[3],"action":"SCMP_ACT_ALLOW"}"#), "syscalls[1].names[0]"),
             (entry(r#"{"names":["write"]}"#), "syscalls[1].action"),
             (entry(r#"{"names":["write"],"action":"SCMP_ACT_ERRNO","errnoRet":5000}"#), "syscalls[1].errnoRet"),
-            (entry(r#"{"names":["read"],"action":"SCMP_ACT_ERRNO"}"#), "syscalls[1]"),
-            (entry(r#"{"names":["write"],"action":"SCMP_ACT_ALLOW","args":[{"index":6,"value":1,"op":"SCMP_CMP_EQ"}]}"#), "syscalls[1].args[0].index"),
-            (entry(r#"{"names":["write"],"action":"SCMP_ACT_ALLOW","args":[{"index":0,"value":-1,"op":"SCMP_CMP_EQ"}]}"#), "syscalls[1].args[0].value"),
-            (entry(r#"{"names":["write"],"action":"SCMP_ACT_ALLOW","args":[{"index":0,"value":1,"op":"=="}]}"#), "syscalls[1].args[0].op"),
-            (entry(r#"{"names":["write"],"action":"SCMP_ACT_ALLOW","includes":{"caps":["CAP_X"]}}"#), "syscalls[1].includes.caps[0]"),
-            (entry(r#"{"names":["write"],"action":"SCMP_ACT_ALLOW","excludes":{"minKernel":"new"}}"#), "syscalls[1].excludes.minKernel"),
+            (
+                entry(
+                    r#"{"names":["write"],"action":"SCMP_ACT_ALLOW","args":[{"index":6,"value":1,"op":"SCMP_CMP_EQ"}]}"#,
+                ),
+                "syscalls[1].args[0].index",
+            ),
+            (
+                entry(
+                    r#"{"names":["write"],"action":"SCMP_ACT_ALLOW","args":[{"index":0,"value":-1,"op":"SCMP_CMP_EQ"}]}"#,
+                ),
+                "syscalls[1].args[0].value",
+            ),
+            (
+                entry(r#"{"names":["write"],"action":"SCMP_ACT_ALLOW","args":[{"index":0,"value":1,"op":"=="}]}"#),
+                "syscalls[1].args[0].op",
+            ),
+            (
+                entry(r#"{"names":["write"],"action":"SCMP_ACT_ALLOW","includes":{"caps":["CAP_X"]}}"#),
+                "syscalls[1].includes.caps[0]",
+            ),
+            (
+                entry(r#"{"names":["write"],"action":"SCMP_ACT_ALLOW","excludes":{"minKernel":"new"}}"#),
+                "syscalls[1].excludes.minKernel",
+            ),
         ] {
             assert_eq!(parse(text.as_bytes(), at(0)).expect_err(&text).path, path, "{text}");
         }

@@ -5,7 +5,7 @@
 //! - `document`: bytes to a JSON value; size, syntax and repeated keys. A fault here ends the parse, for there is no
 //!   document to read further.
 //! - the readers `pod`, `container`, `network` and `extension`: one function for each JSON object, written with the
-//!   cursor of `reader`. They judge one field at a time (`format` holds the formats of strings, `fields` the known
+//!   cursor of `reader` into `report`. They judge one field at a time (`format` holds the formats of strings, `fields` the known
 //!   names) and put the default in the place of what is missing or wrong, so that reading goes on.
 //! - `rules`: what holds between fields. A rule stays silent about a field that is already at fault.
 
@@ -17,18 +17,23 @@ mod format;
 mod network;
 mod pod;
 mod reader;
+mod report;
 mod rules;
 
 use serde_json::Value;
 
 use crate::pod::PodSpec;
 use crate::problem::Violation;
-use reader::{Place, Report};
+use reader::Place;
+use report::Report;
 
 pub use fields::{Fields, known_fields};
 
 /// Longest document that is read, in bytes.
 pub const MAX_BYTES: usize = 1024 * 1024;
+
+/// Longest list that is read, in elements: two bytes of JSON must not become a whole container in memory without end.
+pub const MAX_ELEMENTS: usize = 10_000;
 
 /// Most violations that are listed one by one; a last entry tells how many more there are.
 pub const MAX_VIOLATIONS: usize = 500;
@@ -50,6 +55,11 @@ pub fn pod_value(value: &Value) -> Result<PodSpec, Vec<Violation>> {
 
 fn pod_from(value: &Value, report: Report) -> Result<PodSpec, Vec<Violation>> {
     let spec = pod::pod(&Place::root(value, &report));
+    report.begin_rules();
     rules::check(&spec, &report);
-    if report.is_empty() { Ok(spec) } else { Err(report.into_violations()) }
+    if report.is_empty() {
+        Ok(spec)
+    } else {
+        Err(report.into_violations())
+    }
 }

@@ -2,88 +2,16 @@
 //! is there, if any. Asking it for a type either answers or notes a violation, so a reader is one expression for each
 //! field. Below a value of the wrong type nothing more is reported.
 
-use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 use std::ops::RangeInclusive;
 
 use serde_json::{Map, Value};
 
-use super::MAX_VIOLATIONS;
+use super::MAX_ELEMENTS;
 use super::fields::{Fields, did_you_mean};
 use super::format::{self, Format};
-use crate::problem::Violation;
-
-/// The violations found so far.
-#[derive(Default)]
-pub(super) struct Report {
-    violations: RefCell<Vec<Violation>>,
-    left_out: Cell<usize>,
-}
-
-impl Report {
-    /// Notes a violation.
-    pub fn fault(&self, path: &str, message: impl Into<String>) {
-        let mut violations = self.violations.borrow_mut();
-        if violations.len() < MAX_VIOLATIONS {
-            violations.push(Violation::new(path, message));
-        } else {
-            self.left_out.set(self.left_out.get() + 1);
-        }
-    }
-
-    /// Whether further violations are only counted, so that there is no need to word them.
-    pub fn is_full(&self) -> bool {
-        self.violations.borrow().len() >= MAX_VIOLATIONS
-    }
-
-    /// Whether the field at `path`, or a field within it, is at fault.
-    pub fn at_fault(&self, path: &str) -> bool {
-        self.violations.borrow().iter().any(|violation| {
-            violation.path.strip_prefix(path).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
-        })
-    }
-
-    /// Notes a violation of a rule between fields, unless the field is already at fault: the rule would judge the
-    /// default that stands in its place.
-    pub fn rule(&self, path: &str, message: impl Into<String>) {
-        if !self.at_fault(path) {
-            self.fault(path, message);
-        }
-    }
-
-    /// Whether nothing is at fault.
-    pub fn is_empty(&self) -> bool {
-        self.violations.borrow().is_empty()
-    }
-
-    /// The violations, in the order in which they were found.
-    pub fn into_violations(self) -> Vec<Violation> {
-        let mut violations = self.violations.into_inner();
-        let left_out = self.left_out.get();
-        if left_out > 0 {
-            violations.push(Violation::new("", format!("and {left_out} more; correct these first")));
-        }
-        violations
-    }
-}
-
-/// The path of the entry `key` of the object at `parent`. A key that is not a plain word is quoted: `labels["a.b"]`.
-pub(super) fn join_key(parent: &str, key: &str) -> String {
-    let plain = !key.is_empty()
-        && key.len() <= format::SHOWN
-        && key.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-');
-    match (plain, parent.is_empty()) {
-        (true, true) => key.to_owned(),
-        (true, false) => format!("{parent}.{key}"),
-        (false, _) => format!("{parent}[{}]", format::quoted(key)),
-    }
-}
-
-/// The path of the element `index` of the list at `parent`.
-pub(super) fn join_index(parent: &str, index: usize) -> String {
-    format!("{parent}[{index}]")
-}
+use super::report::{Report, join_index, join_key};
 
 /// A position of the document.
 pub(super) struct Place<'a> {
@@ -109,11 +37,20 @@ fn found(value: &Value) -> String {
 impl<'a> Place<'a> {
     /// The document as a whole.
     pub fn root(value: &'a Value, report: &'a Report) -> Self {
-        let place = Self { path: String::new(), value: Some(value), report, void: false };
+        let place = Self {
+            path: String::new(),
+            value: Some(value),
+            report,
+            void: false,
+        };
         // `null` means absent everywhere below, but a document has to be there.
         if value.is_null() {
-            place.fault("found null, expected an object: the pod");
-            return Self { value: None, void: true, ..place };
+            report.unreadable("", "found null, expected an object: the pod".to_owned());
+            return Self {
+                value: None,
+                void: true,
+                ..place
+            };
         }
         place
     }
@@ -121,7 +58,12 @@ impl<'a> Place<'a> {
     fn child(&self, path: String, value: Option<&'a Value>) -> Self {
         // `null` means absent: clients send many explicit nulls.
         let value = value.filter(|value| !value.is_null());
-        Self { path, value, report: self.report, void: self.void }
+        Self {
+            path,
+            value,
+            report: self.report,
+            void: self.void,
+        }
     }
 
     /// Notes a violation here.
@@ -130,7 +72,10 @@ impl<'a> Place<'a> {
     }
 
     fn wrong_type(&self, value: &Value, expected: &str) {
-        self.fault(format!("found {}, expected {expected}", found(value)));
+        self.report.unreadable(
+            &self.path,
+            format!("found {}, expected {expected}", found(value)),
+        );
     }
 
     /// Notes a violation when nothing is here; `what` says what should be.
@@ -160,9 +105,15 @@ impl<'a> Place<'a> {
         match self.value? {
             Value::String(text) => {
                 if text.contains('\0') {
-                    self.fault(format!("found {} with a NUL byte, expected text without one", format::quoted(text)));
+                    self.fault(format!(
+                        "found {} with a NUL byte, expected text without one",
+                        format::quoted(text)
+                    ));
                 } else if let Err(expected) = format(text) {
-                    self.fault(format!("found {}, expected {expected}", format::quoted(text)));
+                    self.fault(format!(
+                        "found {}, expected {expected}",
+                        format::quoted(text)
+                    ));
                 }
                 Some(text.clone())
             }
@@ -176,7 +127,14 @@ impl<'a> Place<'a> {
     /// A string made into a value of another type; `read` answers what was expected instead where it cannot.
     pub fn text_as<T>(&self, read: impl FnOnce(&str) -> Result<T, String>) -> Option<T> {
         let text = self.text(format::any)?;
-        read(&text).map_err(|expected| self.fault(format!("found {}, expected {expected}", format::quoted(&text)))).ok()
+        read(&text)
+            .map_err(|expected| {
+                self.fault(format!(
+                    "found {}, expected {expected}",
+                    format::quoted(&text)
+                ));
+            })
+            .ok()
     }
 
     /// One of the given words.
@@ -185,7 +143,8 @@ impl<'a> Place<'a> {
             let known = words.iter().find(|(word, _)| *word == text);
             known.map(|(_, value)| *value).ok_or_else(|| {
                 let names: Vec<_> = words.iter().map(|(word, _)| *word).collect();
-                let hint = did_you_mean(text, &names).map(|name| format!("; did you mean `{name}`?"));
+                let hint =
+                    did_you_mean(text, &names).map(|name| format!("; did you mean `{name}`?"));
                 format!("one of {}{}", names.join(", "), hint.unwrap_or_default())
             })
         })
@@ -231,7 +190,10 @@ impl<'a> Place<'a> {
 
     fn within<T: PartialOrd + Display>(&self, number: T, range: RangeInclusive<T>) -> Option<T> {
         if number < *range.start() {
-            self.fault(format!("found {number}, expected {} or more", range.start()));
+            self.fault(format!(
+                "found {number}, expected {} or more",
+                range.start()
+            ));
             None
         } else if number > *range.end() {
             self.above(number, range.end())
@@ -260,12 +222,10 @@ impl<'a> Place<'a> {
         let mut seen = BTreeSet::new();
         self.list_of(|element| {
             let value = read(element)?;
-            if seen.insert(value.clone()) {
-                Some(value)
-            } else {
+            if !seen.insert(value.clone()) {
                 element.fault("listed more than once; keep one of them");
-                None
             }
+            Some(value)
         })
     }
 
@@ -273,13 +233,31 @@ impl<'a> Place<'a> {
     pub fn elements(&self) -> Vec<Self> {
         match self.value {
             None => Vec::new(),
+            Some(Value::Array(items)) if items.len() > MAX_ELEMENTS => {
+                let found = items.len();
+                self.report.unreadable(
+                    &self.path,
+                    format!(
+                        "found {found} elements, expected {MAX_ELEMENTS} or less; shorten the list"
+                    ),
+                );
+                Vec::new()
+            }
             Some(Value::Array(items)) => items
                 .iter()
                 .enumerate()
                 .map(|(index, item)| {
                     let place = self.child(join_index(&self.path, index), Some(item));
-                    let place = place.required("a value instead of null");
-                    Self { void: place.void || item.is_null(), ..place }
+                    if item.is_null() {
+                        self.report.unreadable(
+                            &place.path,
+                            "found null, expected a value; remove it".to_owned(),
+                        );
+                    }
+                    Self {
+                        void: place.void || item.is_null(),
+                        ..place
+                    }
                 })
                 .collect(),
             Some(value) => {
@@ -290,7 +268,11 @@ impl<'a> Place<'a> {
     }
 
     /// An object with free keys of the given format, each value read by `read`; entries of `null` are absent.
-    pub fn map<T>(&self, key_format: Format, read: impl Fn(&Self) -> Option<T>) -> BTreeMap<String, T> {
+    pub fn map<T>(
+        &self,
+        key_format: Format,
+        read: impl Fn(&Self) -> Option<T>,
+    ) -> BTreeMap<String, T> {
         let mut map = BTreeMap::new();
         let object = match self.value {
             None => return map,
@@ -305,7 +287,10 @@ impl<'a> Place<'a> {
             if key.contains('\0') {
                 place.fault("found a name with a NUL byte, expected text without one");
             } else if let Err(expected) = key_format(key) {
-                place.fault(format!("found the name {}, expected {expected}", format::quoted(key)));
+                place.fault(format!(
+                    "found the name {}, expected {expected}",
+                    format::quoted(key)
+                ));
             }
             if let Some(value) = read(&place) {
                 map.insert(key.clone(), value);
@@ -316,11 +301,21 @@ impl<'a> Place<'a> {
 
     /// An object with the given fields; each other one is noted. When nothing is here it is an object without fields.
     pub fn object(&self, fields: &'static Fields) -> Object<'a> {
-        let place = Self { path: self.path.clone(), ..*self };
+        let place = Self {
+            path: self.path.clone(),
+            ..*self
+        };
         match self.value {
-            None => Object { place, fields, values: None },
+            None => Object {
+                place,
+                fields,
+                values: None,
+            },
             Some(Value::Object(values)) => {
-                for key in values.keys().filter(|key| !fields.names.contains(&key.as_str())) {
+                for key in values
+                    .keys()
+                    .filter(|key| !fields.names.contains(&key.as_str()))
+                {
                     if self.report.is_full() {
                         self.fault("unknown field");
                         continue;
@@ -330,13 +325,31 @@ impl<'a> Place<'a> {
                         |name| format!("did you mean `{name}`?"),
                     );
                     let path = join_key(&self.path, key);
-                    self.report.fault(&path, format!("unknown field {} of {}; {cure}", format::quoted(key), fields.object));
+                    self.report.fault(
+                        &path,
+                        format!(
+                            "unknown field {} of {}; {cure}",
+                            format::quoted(key),
+                            fields.object
+                        ),
+                    );
                 }
-                Object { place, fields, values: Some(values) }
+                Object {
+                    place,
+                    fields,
+                    values: Some(values),
+                }
             }
             Some(value) => {
                 self.wrong_type(value, &format!("an object: {}", fields.object));
-                Object { place: Self { void: true, ..place }, fields, values: None }
+                Object {
+                    place: Self {
+                        void: true,
+                        ..place
+                    },
+                    fields,
+                    values: None,
+                }
             }
         }
     }
@@ -363,7 +376,9 @@ impl<'a> Place<'a> {
 
     /// Whether the value is a list without elements.
     pub fn is_empty_list(&self) -> bool {
-        self.value.and_then(Value::as_array).is_some_and(Vec::is_empty)
+        self.value
+            .and_then(Value::as_array)
+            .is_some_and(Vec::is_empty)
     }
 }
 
@@ -383,8 +398,15 @@ pub(super) struct Object<'a> {
 impl<'a> Object<'a> {
     /// The place of a field.
     pub fn at(&self, name: &'static str) -> Place<'a> {
-        debug_assert!(self.fields.names.contains(&name), "`{name}` is not in the table of {}", self.fields.object);
-        self.place.child(join_key(&self.place.path, name), self.values.and_then(|values| values.get(name)))
+        debug_assert!(
+            self.fields.names.contains(&name),
+            "`{name}` is not in the table of {}",
+            self.fields.object
+        );
+        self.place.child(
+            join_key(&self.place.path, name),
+            self.values.and_then(|values| values.get(name)),
+        )
     }
 
     /// Notes a violation of the object as a whole.

@@ -5,7 +5,7 @@
 //! values such as file capabilities; and a payload handed on as slices of the decompressor's buffers is written without
 //! one more copy.
 
-use std::io::{BufRead, Read};
+use std::io::BufRead;
 
 use tar::{EntryType, Header};
 

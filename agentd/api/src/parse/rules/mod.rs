@@ -9,7 +9,7 @@ mod volume;
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::format::quoted;
-use super::reader::{Report, join_key};
+use super::report::{Report, join_key};
 use crate::pod::{EnvValue, PodSpec, UnreachableStrategy};
 
 /// Applies every rule.
@@ -25,14 +25,18 @@ fn pod_itself(pod: &PodSpec, report: &Report) {
     if pod.containers.is_empty() {
         report.rule("containers", "found no container, expected at least one");
     }
-    if let Some(UnreachableStrategy::After { inactive_after_seconds: inactive, expunge_after_seconds: expunge }) =
-        &pod.scheduling.unreachable_strategy
+    if let Some(UnreachableStrategy::After {
+        inactive_after_seconds: inactive,
+        expunge_after_seconds: expunge,
+    }) = &pod.scheduling.unreachable_strategy
         && inactive > expunge
         && !report.at_fault("scheduling.unreachableStrategy.expungeAfterSeconds")
     {
         report.rule(
             "scheduling.unreachableStrategy.inactiveAfterSeconds",
-            format!("found {inactive}, expected no more than expungeAfterSeconds, which is {expunge}"),
+            format!(
+                "found {inactive}, expected no more than expungeAfterSeconds, which is {expunge}"
+            ),
         );
     }
     environment(pod, "environment", &pod.environment, report);
@@ -40,7 +44,10 @@ fn pod_itself(pod: &PodSpec, report: &Report) {
         && dns.nameservers.len() > 3
     {
         let found = dns.nameservers.len();
-        report.rule("agentd.dns.nameservers", format!("found {found}, expected 3 or less: resolvers use no more"));
+        report.rule(
+            "agentd.dns.nameservers",
+            format!("found {found}, expected 3 or less: resolvers use no more"),
+        );
     }
 }
 
@@ -60,8 +67,14 @@ fn environment(
 }
 
 fn secret_exists(pod: &PodSpec, path: &str, secret: &str, report: &Report) {
-    if !pod.secrets.contains_key(secret) && !report.at_fault("secrets") {
-        report.rule(path, format!("no secret named {}; declare it in the pod's `secrets`", quoted(secret)));
+    if !pod.secrets.contains_key(secret) && !report.is_unreadable("secrets") {
+        report.rule(
+            path,
+            format!(
+                "no secret named {}; declare it in the pod's `secrets`",
+                quoted(secret)
+            ),
+        );
     }
 }
 
@@ -70,7 +83,13 @@ fn unique<'a>(entries: impl Iterator<Item = (String, &'a str)>, of: &str, report
     let mut seen = BTreeSet::new();
     for (path, name) in entries {
         if !name.is_empty() && !seen.insert(name) {
-            report.rule(&path, format!("found {} again, expected a name unique among {of}", quoted(name)));
+            report.rule(
+                &path,
+                format!(
+                    "found {} again, expected each only once among {of}",
+                    quoted(name)
+                ),
+            );
         }
     }
 }

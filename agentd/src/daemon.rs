@@ -1,0 +1,185 @@
+//! The daemon from start to end: lock, wiring, recovery, API, signals.
+
+use std::os::unix::fs::PermissionsExt;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustix::fs::{FlockOperation, flock};
+use tokio::net::UnixListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use crate::config::Config;
+use crate::host::Host;
+use crate::layout::Layout;
+use crate::node::Node;
+use crate::{api, failpoint, recovery};
+
+/// Exit code of a daemon that could not start or had to give up.
+pub const FAILED: u8 = 1;
+/// Exit code of a wrong configuration or command line.
+pub const BAD_INPUT: u8 = 2;
+/// Exit code when another daemon has this instance name.
+pub const LOCKED: u8 = 3;
+
+/// Runs the daemon until SIGTERM or SIGINT. Pods outlive it.
+pub fn run(config: Config) -> ExitCode {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("agentd: must run as root to make namespaces and cgroups (found uid {}); use sudo or the systemd unit",
+            rustix::process::geteuid().as_raw());
+        return ExitCode::from(FAILED);
+    }
+    let layout = Layout::of(&config);
+    if let Err(error) = layout.create() {
+        eprintln!("agentd: {error}");
+        return ExitCode::from(FAILED);
+    }
+    let lock = match std::fs::OpenOptions::new().create(true).truncate(false).write(true).open(layout.lock()) {
+        Ok(lock) => lock,
+        Err(error) => {
+            eprintln!("agentd: {}: {error}", layout.lock().display());
+            return ExitCode::from(FAILED);
+        }
+    };
+    if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
+        eprintln!(
+            "agentd: another agentd runs with the instance name {} ({} is locked); stop it or choose another --instance",
+            config.instance,
+            layout.lock().display()
+        );
+        return ExitCode::from(LOCKED);
+    }
+    failpoint::arm();
+    raise_descriptor_limit();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("agentd: the runtime cannot start: {error}");
+            return ExitCode::from(FAILED);
+        }
+    };
+    let result = runtime.block_on(serve(config));
+    runtime.shutdown_timeout(Duration::from_secs(5));
+    drop(lock);
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error}");
+            ExitCode::from(FAILED)
+        }
+    }
+}
+
+/// Each running container costs a handful of descriptors.
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    // a refusal leaves the limit as it is, which `agentd doctor` shows
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
+}
+
+async fn serve(config: Config) -> Result<(), String> {
+    let began = Instant::now();
+    let host = Host::start(config)?;
+    let node = Node::new(Arc::clone(&host));
+    let report = recovery::run(&node).await?;
+    tracing::info!(?report, "recovered in {:?}", began.elapsed());
+    host.pool.open();
+    let listener = listen(&host)?;
+    let shutdown = CancellationToken::new();
+    let server = tokio::spawn(api::serve(Arc::clone(&node), listener, shutdown.clone()));
+    let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Ready]);
+    tracing::info!(socket = %host.config.paths.socket.display(), "agentd {} is ready", env!("CARGO_PKG_VERSION"));
+    let watchdog = tokio::spawn(watchdog());
+    let collector = tokio::spawn(collect_images(Arc::clone(&host)));
+    let mut terminate = signal(SignalKind::terminate()).map_err(|e| e.to_string())?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(|e| e.to_string())?;
+    tokio::select! {
+        _ = terminate.recv() => tracing::info!("SIGTERM: agentd ends, pods run on"),
+        _ = interrupt.recv() => tracing::info!("SIGINT: agentd ends, pods run on"),
+    }
+    let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Stopping]);
+    shutdown.cancel();
+    watchdog.abort();
+    collector.abort();
+    // connections end by themselves; one that does not is cut with the process
+    let _ = tokio::time::timeout(Duration::from_secs(5), server).await;
+    host.pool.close().await;
+    leave_nothing(&node).await;
+    let _ = std::fs::remove_file(&host.config.paths.socket);
+    Ok(())
+}
+
+fn listen(host: &Host) -> Result<UnixListener, String> {
+    let path = &host.config.paths.socket;
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(format!("{}: {error}", path.display()));
+        }
+        _ => {}
+    }
+    // nobody may connect before the mode is right
+    let old = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o177));
+    let listener = UnixListener::bind(path);
+    rustix::process::umask(old);
+    let listener = listener.map_err(|e| format!("cannot listen on {}: {e}", path.display()))?;
+    let group = nix::unistd::Group::from_name(&host.config.api.socket_group).ok().flatten();
+    if let Some(group) = group {
+        std::os::unix::fs::chown(path, None, Some(group.gid.as_raw())).map_err(|e| e.to_string())?;
+    }
+    let mode = std::fs::Permissions::from_mode(host.config.api.socket_mode);
+    std::fs::set_permissions(path, mode).map_err(|e| e.to_string())?;
+    Ok(listener)
+}
+
+/// Tells systemd that the daemon lives, at half the interval that it asks for.
+async fn watchdog() {
+    let mut micros = 0;
+    if !sd_notify::watchdog_enabled(false, &mut micros) || micros == 0 {
+        return;
+    }
+    let mut interval = tokio::time::interval(Duration::from_micros(micros / 2));
+    loop {
+        interval.tick().await;
+        let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Watchdog]);
+    }
+}
+
+/// Removes unused images while the disk is fuller than the high watermark.
+async fn collect_images(host: Arc<Host>) {
+    let mut interval = tokio::time::interval(Duration::from_secs(60));
+    loop {
+        interval.tick().await;
+        let collected = match host.images.disk_used() {
+            Ok(used) => host.images.gc(used).await,
+            Err(error) => Err(error),
+        };
+        match collected {
+            Ok(collected) if !collected.images.is_empty() => {
+                let message = format!("removed unused: {} ({} bytes)", collected.images.join(", "), collected.bytes);
+                host.events.publish("images-collected", crate::events::Subject::default(), message);
+            }
+            Ok(_) => {}
+            Err(error) => tracing::warn!("image collection: {error}"),
+        }
+    }
+}
+
+/// With no pod left, nothing of agentd stays on the host but its state folder.
+async fn leave_nothing(node: &Arc<Node>) {
+    if !node.list().is_empty() {
+        return;
+    }
+    let host = Arc::clone(&node.host);
+    host.sandboxes.close().await;
+    let done = tokio::task::spawn_blocking(move || {
+        if let Err(error) = host.network.shutdown() {
+            tracing::warn!("{error}");
+        }
+        if let Err(error) = host.driver.remove_parent(Instant::now() + Duration::from_secs(5)) {
+            tracing::warn!("{error}");
+        }
+    });
+    let _ = done.await;
+}

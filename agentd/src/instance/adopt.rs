@@ -1,0 +1,162 @@
+//! Taking an instance back after the daemon was killed, restarted or replaced.
+//!
+//! The checkpoint says what was meant, pod-init (or, if it is dead, the exit statuses that it wrote) says what is. Each
+//! difference becomes the input that the machine missed.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use agentd_launcher::message::{FIRST_EXEC_KEY, ProcessEntry, ProcessState};
+use agentd_launcher::plan::ContainerPlan;
+use agentd_logging::Stream;
+
+use super::actor::Actor;
+use super::{launch, now_ms};
+use crate::lifecycle::{Action, Input};
+
+impl Actor {
+    pub(super) async fn take_back(&mut self, processes: Vec<ProcessEntry>) {
+        if self.record.released {
+            return;
+        }
+        if self.record.machine.over() {
+            self.act(Action::Release).await;
+            return;
+        }
+        if self.sandbox.is_none() {
+            self.launcher_died().await;
+        } else if self.record.machine.containers.iter().all(|c| c.attempt == 0) {
+            // died between the checkpoint and the first launch: every step of the set-up may be repeated
+            self.set_up().await;
+            return;
+        } else {
+            self.take_back_processes(processes).await;
+        }
+        if let Err(error) = self.apply().await {
+            tracing::warn!(instance = self.record.id, "resources could not be applied again: {error}");
+        }
+        for action in self.record.machine.resume() {
+            if let Some(input) = self.act(action).await {
+                self.input(input).await;
+            }
+        }
+        // a step whose checkpoint was written and whose actions were not carried out
+        self.input(Input::Begin).await;
+    }
+
+    async fn take_back_processes(&mut self, processes: Vec<ProcessEntry>) {
+        for entry in processes.iter().filter(|p| p.key >= FIRST_EXEC_KEY) {
+            self.end_command(entry.key).await;
+        }
+        for slot in 0..self.record.machine.containers.len() {
+            let (alive, launching, attempt) = {
+                let container = &self.record.machine.containers[slot];
+                let alive = container.attempt > 0 && !container.state.is_terminal();
+                (alive, container.launching, container.attempt)
+            };
+            if !alive {
+                continue;
+            }
+            let found = self.settled(slot, &processes).await;
+            match found.map(|p| (p, p.state)) {
+                Some((process, ProcessState::Running)) => {
+                    self.take_back_container(slot, process).await;
+                    if launching {
+                        self.input(Input::Launched { slot, attempt, pid: process.pid }).await;
+                    }
+                }
+                Some((process, ProcessState::Exited(ended))) if process.attempt == attempt => {
+                    self.take_back_container(slot, process).await;
+                    if launching {
+                        self.input(Input::Launched { slot, attempt, pid: process.pid }).await;
+                    }
+                    self.exited(slot, attempt, Some(ended)).await;
+                }
+                _ if launching => {
+                    if let Some(input) = self.act(Action::Launch { slot, attempt }).await {
+                        self.input(input).await;
+                    }
+                }
+                _ => {
+                    let ended = self.written_exit(slot, attempt);
+                    self.exited(slot, attempt, ended).await;
+                }
+            }
+        }
+    }
+
+    /// The entry of a slot once it is no longer between plan and exec.
+    async fn settled(&self, slot: usize, processes: &[ProcessEntry]) -> Option<ProcessEntry> {
+        let find = |list: &[ProcessEntry]| list.iter().find(|p| p.key == slot as u32).copied();
+        let mut entry = find(processes);
+        for _ in 0..250 {
+            if entry.is_none_or(|e| e.state != ProcessState::Starting) {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            let sandbox = self.sandbox.as_ref()?;
+            entry = find(&sandbox.init.state().await.ok()?.processes);
+        }
+        entry
+    }
+
+    /// Its pipes go back to the capture, its health check goes on where it was.
+    async fn take_back_container(&mut self, slot: usize, process: ProcessEntry) {
+        let id = self.record.id.clone();
+        let name = self.spec.containers[slot].name.clone();
+        let Some(sandbox) = &self.sandbox else { return };
+        match sandbox.init.pipes(process.key).await {
+            Ok([out, err]) => {
+                for (stream, fd) in [(Stream::Stdout, out), (Stream::Stderr, err)] {
+                    if let Err(error) = self.host.capture.add(&id, &name, process.attempt, stream, fd) {
+                        tracing::error!(instance = id, container = name, "{error}");
+                    }
+                }
+            }
+            Err(error) => tracing::error!(instance = id, container = name, "its pipes: {error}"),
+        }
+        let cgroup = match self.host.driver.container(&id, slot as u32) {
+            Ok(cgroup) => Arc::new(cgroup),
+            Err(error) => {
+                tracing::error!(instance = id, container = name, "{error}");
+                return;
+            }
+        };
+        if !self.record.cores[slot].is_empty() {
+            let mut allocator = self.host.cores.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            if let Err((holder, cpu)) = allocator.restore(&id, slot as u32, &self.record.cores[slot]) {
+                tracing::error!(instance = id, container = name, "core {cpu} is held by {holder} too");
+            }
+        }
+        let plan = self.kept_plan(slot).await.unwrap_or_default();
+        let started = self.record.machine.containers[slot].started_ms;
+        let age = started.map_or(0, |start| now_ms().saturating_sub(start));
+        // kills before this moment that the dead daemon did not see still count for this start
+        self.register(slot, process.attempt, cgroup, Arc::new(plan), 0, Duration::from_millis(age));
+    }
+
+    /// The plan kept for commands of health checks, with its environment made anew.
+    async fn kept_plan(&self, slot: usize) -> Option<ContainerPlan> {
+        let path = self.host.layout.pod(&self.record.id).join(format!("plan.{slot}"));
+        let mut plan = ContainerPlan::decode(&std::fs::read(path).ok()?).ok()?;
+        let image = launch::image(&self.host, &self.spec, &self.record.id, slot, true).await.ok().flatten();
+        let (host, spec, id) = (Arc::clone(&self.host), Arc::clone(&self.spec), self.record.id.clone());
+        let own = tokio::task::spawn_blocking(move || launch::variables(&host, &spec, &id, slot)).await.ok()?.ok()?;
+        let image_env = image.map(|image| image.env).unwrap_or_default();
+        plan.env = agentd_isolators::rootfs::merge_env(&image_env, &own);
+        Some(plan)
+    }
+
+    /// Ends a command of a health check that the dead daemon had started.
+    async fn end_command(&self, key: u32) {
+        let Some(sandbox) = &self.sandbox else { return };
+        let _ = sandbox.init.signal(key, libc::SIGKILL).await;
+        for _ in 0..100 {
+            if sandbox.init.forget(key).await.is_ok() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        tracing::warn!(instance = self.record.id, key, "a command of a health check did not end");
+    }
+}

@@ -1,0 +1,247 @@
+//! One start of a container: image, isolators, artifacts, hand-over to pod-init.
+//!
+//! Everything up to the hand-over may be given up at any time; the hand-over itself is never interrupted, so that the
+//! machine always learns whether a program runs.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use agentd_api::message::Progress;
+use agentd_api::pod::PodSpec;
+use agentd_api::status::Reason;
+use agentd_fetcher::FetchRequest;
+use agentd_isolators::cgroup::ContainerCgroup;
+use agentd_isolators::{ContainerContext, ImageRoot, Launch};
+use agentd_launcher::message::SpareKind;
+use agentd_launcher::plan::ContainerPlan;
+use agentd_logging::Stream;
+use rustix::fs::{Mode, OFlags};
+use tokio_util::sync::CancellationToken;
+
+use super::{environment, setup};
+use crate::events::Subject;
+use crate::failpoint;
+use crate::host::Host;
+use crate::launch::pod_init::PodInit;
+
+/// What one start is made of.
+pub struct Job {
+    pub host: Arc<Host>,
+    pub spec: Arc<PodSpec>,
+    pub instance: String,
+    pub init: Arc<PodInit>,
+    pub slot: usize,
+    pub attempt: u32,
+    pub cores: Vec<u32>,
+    /// The cgroup in which a spare waits already.
+    pub spare: Option<Arc<ContainerCgroup>>,
+    pub cancel: CancellationToken,
+}
+
+/// A program that runs.
+pub struct Started {
+    pub pid: u32,
+    pub cgroup: Arc<ContainerCgroup>,
+    /// The plan without its mounts, for commands of health checks.
+    pub plan: Arc<ContainerPlan>,
+    /// Count of memory kills before the start.
+    pub oom_before: u64,
+}
+
+/// Why there is none.
+pub type Failure = (Reason, String);
+
+struct Prepared {
+    cgroup: Arc<ContainerCgroup>,
+    launch: Launch,
+    oom_before: u64,
+}
+
+/// Runs the job.
+pub async fn run(job: Job) -> Result<Started, Failure> {
+    let cancelled = || (Reason::TaskKilledByRequest, "given up before it was started".to_owned());
+    let prepared = tokio::select! {
+        biased;
+        () = job.cancel.cancelled() => return Err(cancelled()),
+        prepared = prepare(&job) => prepared?,
+    };
+    if job.cancel.is_cancelled() {
+        return Err(cancelled());
+    }
+    hand_over(&job, prepared).await
+}
+
+fn launch_failed(error: impl std::fmt::Display) -> Failure {
+    (Reason::ContainerLaunchFailed, error.to_string())
+}
+
+/// The image of a container, pulled if need be and held for the instance.
+pub async fn image(
+    host: &Arc<Host>,
+    spec: &PodSpec,
+    instance: &str,
+    slot: usize,
+    again: bool,
+) -> Result<Option<ImageRoot>, Failure> {
+    let container = &spec.containers[slot];
+    let Some(mut wanted) = container.image.clone() else { return Ok(None) };
+    // a restart runs what the first start pulled
+    wanted.force_pull &= !again;
+    let (events, pod, id, name) = (Arc::clone(host), spec.id.clone(), instance.to_owned(), container.name.clone());
+    let reference = wanted.id.clone();
+    let progress = Arc::new(move |progress: Progress| {
+        if let Progress::Resolved { layers, bytes, .. } = progress {
+            let subject = Subject { pod: Some(&pod), instance: Some(&id), container: Some(&name) };
+            events.events.publish("image-pulling", subject, format!("{reference}: {layers} layers, {bytes} bytes"));
+        }
+    });
+    let image = host
+        .images
+        .obtain(&wanted, instance, progress)
+        .await
+        .map_err(|e| (Reason::ImagePullFailed, format!("containers[{slot}].image: {e}")))?;
+    Ok(Some(ImageRoot {
+        layers: image.layers,
+        entrypoint: image.config.entrypoint,
+        cmd: image.config.cmd,
+        env: image.config.env,
+        user: image.config.user,
+        workdir: image.config.workdir,
+    }))
+}
+
+/// The variables that agentd, the pod and the container give. Reads secrets, so never logged. Blocking.
+pub fn variables(host: &Host, spec: &PodSpec, instance: &str, slot: usize) -> Result<Vec<Vec<u8>>, String> {
+    let endpoints = host.network.pod_network(instance).map(|n| n.endpoints).unwrap_or_default();
+    let facts = environment::Facts {
+        pod: spec,
+        container: &spec.containers[slot],
+        instance,
+        host: host.hostname(),
+        endpoints: &endpoints,
+    };
+    environment::build(facts, &|name| host.secret(spec, name))
+}
+
+async fn prepare(job: &Job) -> Result<Prepared, Failure> {
+    let image = image(&job.host, &job.spec, &job.instance, job.slot, job.attempt > 1).await?;
+    failpoint::pass("launch.image-ready");
+    let cgroup = match &job.spare {
+        Some(cgroup) => Arc::clone(cgroup),
+        None => {
+            let kind = if job.spec.agentd.share_pid { SpareKind::SharedPid } else { SpareKind::Own };
+            // what is left of an attempt that the daemon did not survive
+            job.init.forget(job.slot as u32).await.map_err(launch_failed)?;
+            job.host
+                .sandboxes
+                .spare(&job.instance, &job.init, job.slot as u32, kind)
+                .await
+                .map_err(launch_failed)?
+        }
+    };
+    let (host, spec, instance) = (Arc::clone(&job.host), Arc::clone(&job.spec), job.instance.clone());
+    let (slot, attempt, cores) = (job.slot, job.attempt, job.cores.clone());
+    let prepared = tokio::task::spawn_blocking(move || {
+        let mut launch = Launch::default();
+        launch.plan.umask = 0o022;
+        launch.plan.env = variables(&host, &spec, &instance, slot).map_err(launch_failed)?;
+        launch.plan.oom_score_adj = oom_score_adj(spec.containers[slot].resources.mem, host.memory_total());
+        if setup::uses_host_network(&spec) {
+            let own = std::fs::File::open("/proc/self/ns/net")
+                .map_err(|e| launch_failed(format!("the host's network namespace: {e}")))?;
+            launch.plan.network_namespace = Some(launch.push_fd(own.into()));
+        }
+        let pod_dir = host.layout.sandbox(&instance);
+        let context = ContainerContext {
+            pod: &spec,
+            container: &spec.containers[slot],
+            instance: &instance,
+            slot: slot as u32,
+            attempt,
+            cgroup: &cgroup,
+            pod_dir: &pod_dir,
+            image: image.as_ref(),
+            exclusive_cpus: &cores,
+        };
+        let oom_before = host.memory.oom_kills(&cgroup).unwrap_or(0);
+        host.prepare(&context, &mut launch).map_err(launch_failed)?;
+        Ok::<_, Failure>(Prepared { cgroup, launch, oom_before })
+    })
+    .await
+    .map_err(launch_failed)??;
+    failpoint::pass("launch.prepared");
+    fetch_artifacts(job, &prepared).await?;
+    failpoint::pass("launch.artifacts-ready");
+    Ok(prepared)
+}
+
+async fn fetch_artifacts(job: &Job, prepared: &Prepared) -> Result<(), Failure> {
+    let container = &job.spec.containers[job.slot];
+    for (index, artifact) in container.artifacts.iter().enumerate() {
+        let (host, instance, name) = (Arc::clone(&job.host), job.instance.clone(), container.name.clone());
+        let sandbox = tokio::task::spawn_blocking(move || open_sandbox(&host, &instance, &name))
+            .await
+            .map_err(launch_failed)?
+            .map_err(launch_failed)?;
+        let request = FetchRequest {
+            field: format!("containers[{}].artifacts[{index}]", job.slot),
+            artifact: artifact.clone(),
+            sandbox,
+            owner: (prepared.launch.plan.uid, prepared.launch.plan.gid),
+        };
+        job.host.fetcher.fetch(request).await.map_err(|e| (Reason::ArtifactFetchFailed, e.to_string()))?;
+    }
+    Ok(())
+}
+
+fn open_sandbox(host: &Host, instance: &str, container: &str) -> Result<OwnedFd, String> {
+    let data = host.disk.open_pod_dir(instance, &host.layout.sandbox(instance)).map_err(|e| e.to_string())?;
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let sandbox = rustix::fs::openat(&data, "sandbox", flags, Mode::empty());
+    sandbox
+        .and_then(|dir| rustix::fs::openat(dir.as_fd(), container, flags, Mode::empty()))
+        .map_err(|e| format!("the sandbox of {container}: {e}"))
+}
+
+async fn hand_over(job: &Job, prepared: Prepared) -> Result<Started, Failure> {
+    let Prepared { cgroup, launch, oom_before } = prepared;
+    let Launch { mut plan, fds } = launch;
+    let (pid, [out, err]) = job
+        .init
+        .start(job.slot as u32, job.attempt, &plan.encode(), &fds)
+        .await
+        .map_err(|e| launch_failed(format!("containers[{}]: {e}", job.slot)))?;
+    failpoint::pass("launch.started");
+    drop(fds);
+    let name = &job.spec.containers[job.slot].name;
+    for (stream, fd) in [(Stream::Stdout, out), (Stream::Stderr, err)] {
+        if let Err(error) = job.host.capture.add(&job.instance, name, job.attempt, stream, fd) {
+            tracing::error!(instance = job.instance, container = name, "{error}");
+        }
+    }
+    failpoint::pass("launch.captured");
+    plan.mounts.clear();
+    keep_plan(job, &plan);
+    Ok(Started { pid, cgroup, plan: Arc::new(plan), oom_before })
+}
+
+/// Keeps the plan, without its environment (secrets), for commands of health checks after a restart of the daemon.
+fn keep_plan(job: &Job, plan: &ContainerPlan) {
+    if job.spec.containers[job.slot].health_check.as_ref().is_none_or(|check| check.exec.is_none()) {
+        return;
+    }
+    let mut kept = plan.clone();
+    kept.env.clear();
+    let path = job.host.layout.pod(&job.instance).join(format!("plan.{}", job.slot));
+    let temporary = path.with_extension("new");
+    let written = std::fs::write(&temporary, kept.encode()).and_then(|()| std::fs::rename(&temporary, &path));
+    if let Err(error) = written {
+        tracing::warn!("{}: {error}; the health check cannot go on after a restart of agentd", path.display());
+    }
+}
+
+/// kubelet's rule: the more of the host's memory a container may use, the later it is chosen when the host runs out.
+fn oom_score_adj(mem_mib: f64, total_bytes: u64) -> i32 {
+    let share = mem_mib * 1024.0 * 1024.0 / (total_bytes.max(1) as f64);
+    ((1000.0 - 1000.0 * share) as i32).clamp(2, 999)
+}

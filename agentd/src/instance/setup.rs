@@ -1,0 +1,100 @@
+//! What an instance needs once for each sandbox, and giving it back.
+
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use agentd_api::pod::{NetworkMode, PodSpec};
+use agentd_isolators::network::AttachRequest;
+
+use crate::failpoint;
+use crate::host::Host;
+use crate::sandbox::Sandbox;
+
+/// Whether the pod lives in the host's network namespace.
+pub fn uses_host_network(pod: &PodSpec) -> bool {
+    match pod.networks.first() {
+        Some(network) => network.mode == NetworkMode::Host,
+        None => !pod.agentd.isolated_network,
+    }
+}
+
+/// Host name of a pod: its id's last segment and the instance, or the host's own in host mode.
+pub fn hostname(host: &Host, pod: &PodSpec, instance: &str) -> String {
+    if uses_host_network(pod) {
+        return host.hostname().to_owned();
+    }
+    let last = pod.id.rsplit('/').next().unwrap_or("pod");
+    let clean: String = last.chars().map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' }).collect();
+    let clean = clean.trim_matches('-');
+    let short: String = clean.chars().take(48).collect();
+    format!("{}-{instance}", if short.is_empty() { "pod" } else { &short })
+}
+
+/// Readies a sandbox for a pod: folder and disk limit, host name, networks, held volumes. May be repeated.
+pub async fn run(host: &Arc<Host>, pod: &PodSpec, sandbox: &Sandbox) -> Result<(), String> {
+    let name = hostname(host, pod, &sandbox.id);
+    sandbox.init.hostname(&name).await.map_err(|e| e.to_string())?;
+    let namespace = sandbox.network_namespace().map_err(|e| format!("the pod's network namespace: {e}"))?;
+    let (shared, spec, id) = (Arc::clone(host), pod.clone(), sandbox.id.clone());
+    let held = tokio::task::spawn_blocking(move || {
+        use std::os::unix::fs::DirBuilderExt;
+        let dir = shared.layout.sandbox(&id);
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o711)
+            .create(&dir)
+            .map_err(|e| format!("cannot make {}: {e}", dir.display()))?;
+        shared.disk.prepare_pod(&id, &spec, &dir).map_err(|e| e.to_string())?;
+        failpoint::pass("setup.disk-ready");
+        let request = AttachRequest {
+            instance: &id,
+            pod: &spec,
+            hostname: &name,
+            netns: (!uses_host_network(&spec)).then_some(namespace.as_fd()),
+            pod_dir: &dir,
+        };
+        shared.network.attach(&request).map_err(|e| e.to_string())?;
+        failpoint::pass("setup.network-attached");
+        let secrets = shared.secret_volumes(&spec)?;
+        shared.volumes.pod_mounts(&spec, &secrets).map_err(|e| e.to_string())
+    })
+    .await
+    .map_err(|e| e.to_string())??;
+    for (name, mount) in held {
+        sandbox.init.hold(&name, mount.as_fd()).await.map_err(|e| format!("volume {name}: {e}"))?;
+    }
+    failpoint::pass("setup.done");
+    Ok(())
+}
+
+/// Takes the pod from its networks.
+pub async fn detach(host: &Arc<Host>, id: &str, sandbox: Option<&Sandbox>) -> Result<(), String> {
+    let namespace = sandbox.and_then(|s| s.network_namespace().ok());
+    let (shared, id) = (Arc::clone(host), id.to_owned());
+    tokio::task::spawn_blocking(move || {
+        shared.network.detach(&id, namespace.as_ref().map(AsFd::as_fd)).map_err(|e| e.to_string())
+    })
+    .await
+    .map_err(|e| e.to_string())?
+}
+
+/// Gives back everything of an instance but its checkpoint, logs and written files. May be repeated.
+pub async fn release(host: &Arc<Host>, id: &str, sandbox: Option<Sandbox>) -> Result<(), String> {
+    failpoint::pass("release.begun");
+    detach(host, id, sandbox.as_ref()).await?;
+    failpoint::pass("release.network-detached");
+    drop(sandbox);
+    host.sandboxes.release(id).await?;
+    failpoint::pass("release.sandbox-destroyed");
+    let (shared, name) = (Arc::clone(host), id.to_owned());
+    tokio::task::spawn_blocking(move || {
+        let dir = shared.layout.sandbox(&name);
+        shared.disk.cleanup_pod(&name, &dir).map_err(|e| e.to_string())?;
+        agentd_isolators::disk::remove_tree(&dir).map_err(|e| format!("cannot remove {}: {e}", dir.display()))
+    })
+    .await
+    .map_err(|e| e.to_string())??;
+    host.images.release(id);
+    failpoint::pass("release.done");
+    Ok(())
+}

@@ -1,0 +1,107 @@
+//! A small pool of ready sandboxes: making a network namespace and joining v1 cgroups are the longest steps of a pod's
+//! start, so they are taken beforehand.
+//!
+//! One task refills; [`Pool::claim`] takes a ready one or, when there is none, makes one on the spot.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+
+use crate::sandbox::{Sandbox, Sandboxes};
+
+/// The pool.
+#[derive(Debug)]
+pub struct Pool {
+    sandboxes: Arc<Sandboxes>,
+    ready: Mutex<VecDeque<Sandbox>>,
+    size: usize,
+    spares: u32,
+    taken: Notify,
+    /// Whether the pool fills itself; not before recovery has swept, and not once the daemon ends.
+    open: AtomicBool,
+    /// Held while a sandbox is being made for the pool.
+    filling: tokio::sync::Mutex<()>,
+}
+
+impl Pool {
+    /// A pool for `size` sandboxes with `spares` spares each, filled by a task of its own once it is open.
+    pub fn start(sandboxes: Arc<Sandboxes>, size: usize, spares: u32) -> Arc<Self> {
+        let pool = Arc::new(Self {
+            sandboxes,
+            ready: Mutex::new(VecDeque::new()),
+            size,
+            spares,
+            taken: Notify::new(),
+            open: AtomicBool::new(false),
+            filling: tokio::sync::Mutex::default(),
+        });
+        tokio::spawn(refill(Arc::downgrade(&pool)));
+        pool
+    }
+
+    /// A ready sandbox, or a new one.
+    pub async fn claim(&self) -> Result<Sandbox, String> {
+        loop {
+            let ready = self.ready.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+            self.taken.notify_one();
+            let Some(mut sandbox) = ready else { return self.sandboxes.create(self.spares).await };
+            // one whose pod-init was killed while it waited is thrown away
+            match sandbox.notices.try_recv() {
+                Err(tokio::sync::mpsc::error::TryRecvError::Empty) => return Ok(sandbox),
+                _ => self.sandboxes.destroy(&sandbox.id).await?,
+            }
+        }
+    }
+
+    /// Ids of the sandboxes that wait.
+    pub fn ids(&self) -> Vec<String> {
+        self.ready.lock().unwrap_or_else(PoisonError::into_inner).iter().map(|s| s.id.clone()).collect()
+    }
+
+    /// Begins to fill the pool.
+    pub fn open(&self) {
+        self.open.store(true, Ordering::Release);
+        self.taken.notify_one();
+    }
+
+    /// Stops filling and destroys what waits; used at a clean end.
+    pub async fn close(&self) {
+        self.open.store(false, Ordering::Release);
+        let _filling = self.filling.lock().await;
+        loop {
+            let sandbox = self.ready.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+            let Some(sandbox) = sandbox else { return };
+            if let Err(error) = self.sandboxes.destroy(&sandbox.id).await {
+                tracing::warn!(sandbox = sandbox.id, "a ready sandbox could not be removed: {error}");
+            }
+        }
+    }
+}
+
+async fn refill(pool: std::sync::Weak<Pool>) {
+    loop {
+        let Some(strong) = pool.upgrade() else { return };
+        let missing = {
+            let ready = strong.ready.lock().unwrap_or_else(PoisonError::into_inner);
+            strong.size.saturating_sub(ready.len())
+        };
+        let filling = strong.filling.lock().await;
+        let missing = if strong.open.load(Ordering::Acquire) { missing } else { 0 };
+        if missing == 0 {
+            drop(filling);
+            // a claim wakes this task; the daemon's end is seen at the next claim's absence
+            let _ = tokio::time::timeout(Duration::from_secs(60), strong.taken.notified()).await;
+            continue;
+        }
+        match strong.sandboxes.create(strong.spares).await {
+            Ok(sandbox) => strong.ready.lock().unwrap_or_else(PoisonError::into_inner).push_back(sandbox),
+            Err(error) => {
+                tracing::error!("a sandbox for the pool could not be made: {error}");
+                tokio::time::sleep(Duration::from_secs(5)).await;
+            }
+        }
+    }
+}

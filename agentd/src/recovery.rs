@@ -1,0 +1,231 @@
+//! Start-up after whatever happened before: a clean end, a SIGKILL at any instruction, a new version, a reboot.
+//!
+//! 1. A run folder of another boot is emptied: nothing that it names exists any more.
+//! 2. Every sandbox with a checkpoint is taken back, with or without a living pod-init; the others (ready ones of the
+//!    pool, half-made ones) are destroyed.
+//! 3. What belongs to nobody is swept: cgroups, network, disk limits, folders, logs.
+//! 4. Every wanted pod gets the instances that it lacks, loses those that it has too many, or is removed if that was
+//!    under way. Persistent pods of an earlier boot start anew.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::sync::Arc;
+
+use agentd_api::pod::Image;
+
+use crate::checkpoint::{self, Durability};
+use crate::events::Subject;
+use crate::instance::{self, Handle, Record};
+use crate::node::{Node, Wanted};
+
+/// What was found.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Report {
+    /// Instances taken back.
+    pub adopted: usize,
+    /// Of these, those whose pod-init was dead.
+    pub without_init: usize,
+    /// Sandboxes and cgroups that belonged to nobody.
+    pub swept: usize,
+    /// Instances started because their pod lacked them.
+    pub started: usize,
+}
+
+/// Recovers. To be called once, before the API serves and before the pool fills.
+pub async fn run(node: &Arc<Node>) -> Result<Report, String> {
+    let host = &node.host;
+    let mut report = Report::default();
+    forget_other_boot(node)?;
+    let wanted = read_wanted(node)?;
+    let mut records = BTreeMap::new();
+    let mut orphans = BTreeSet::new();
+    for name in names(&host.layout.pods())? {
+        match checkpoint::read::<Record>(&host.layout.checkpoint(&name)) {
+            Ok(Some(record)) if wanted.contains_key(&record.spec.id) => {
+                records.insert(name, record);
+            }
+            Ok(_) => {
+                orphans.insert(name);
+            }
+            Err(error) => {
+                tracing::error!("{error}; the instance is ended");
+                orphans.insert(name);
+            }
+        }
+    }
+    let driver = Arc::clone(&host.driver);
+    let sandboxes = blocking(move || driver.list_sandboxes().map_err(|e| e.to_string())).await?;
+    orphans.extend(sandboxes.into_iter().filter(|id| !records.contains_key(id)));
+    for id in &orphans {
+        host.sandboxes.destroy(id).await?;
+        report.swept += 1;
+    }
+    hold_images(node, records.values()).await;
+    sweep(node, records.iter().filter(|(_, r)| !r.released).map(|(id, _)| id.clone()).collect()).await?;
+    let known: BTreeSet<String> = records.keys().cloned().collect();
+    for id in names(&host.layout.logs())?.into_iter().filter(|id| !known.contains(id)) {
+        if let Err(error) = host.capture.remove(&id).await {
+            tracing::warn!("{error}");
+        }
+    }
+    let mut handles: BTreeMap<String, Vec<Handle>> = BTreeMap::new();
+    let mut differing = Vec::new();
+    for (id, record) in records {
+        let sandbox = if record.released { None } else { host.sandboxes.adopt(&id).await };
+        report.adopted += 1;
+        report.without_init += usize::from(sandbox.is_none() && !record.released);
+        let amount = if record.released { Default::default() } else { instance::needs(&record.spec) };
+        let grant = node.ledger().adopt(amount);
+        let pod = record.spec.id.clone();
+        let differs = wanted.get(&pod).is_some_and(|w| w.spec != record.spec);
+        let handle = instance::adopt(host, record, sandbox, grant);
+        if differs {
+            differing.push((pod.clone(), handle.clone()));
+        }
+        handles.entry(pod).or_default().push(handle);
+    }
+    for (pod, wanted) in &wanted {
+        node.adopt(wanted, handles.remove(pod).unwrap_or_default());
+    }
+    // an update that was not finished is undone: nobody was told that it was done
+    for (pod, handle) in differing {
+        if let Some(wanted) = wanted.get(&pod) {
+            if let Err(error) = handle.update(wanted.spec.clone()).await {
+                tracing::error!(pod, instance = handle.id, "its resources could not be set back: {error}");
+            }
+        }
+    }
+    for (pod, wanted) in &wanted {
+        report.started += settle(node, pod, wanted).await;
+    }
+    std::fs::write(host.layout.boot(), &host.facts.boot_id).map_err(|e| format!("write the boot id: {e}"))?;
+    let text = format!(
+        "{} instances taken back ({} without their pod-init), {} leftovers removed, {} instances started",
+        report.adopted, report.without_init, report.swept, report.started
+    );
+    host.events.publish("agent-recovered", Subject::default(), text);
+    Ok(report)
+}
+
+/// Finishes what was under way for one pod; returns the number of instances started.
+async fn settle(node: &Arc<Node>, pod: &str, wanted: &Wanted) -> usize {
+    if wanted.removing {
+        if let Err(error) = node.remove(pod).await {
+            tracing::error!(pod, "its removal could not be finished: {error}");
+        }
+        return 0;
+    }
+    let have = node.get(pod).map_or(0, |status| status.instances.len() as u32);
+    let want = wanted.spec.scaling.instances;
+    let mut grants = Vec::new();
+    for _ in have..want {
+        match node.ledger().take(instance::needs(&wanted.spec)) {
+            Ok(grant) => grants.push(grant),
+            Err(short) => {
+                tracing::error!(pod, "an instance cannot be started again: {}", short.one_line());
+                break;
+            }
+        }
+    }
+    let started = grants.len();
+    if let Err(error) = node.add_instances(&wanted.spec, grants).await {
+        tracing::error!(pod, "an instance cannot be started again: {error}");
+    }
+    if have > want {
+        if let Err(error) = node.scale_to_wanted(pod).await {
+            tracing::error!(pod, "scaling down could not be finished: {error}");
+        }
+    }
+    started
+}
+
+fn forget_other_boot(node: &Node) -> Result<(), String> {
+    let layout = &node.host.layout;
+    let last = std::fs::read_to_string(layout.boot()).unwrap_or_default();
+    if last.is_empty() || last == node.host.facts.boot_id {
+        return Ok(());
+    }
+    for folder in [layout.pods(), layout.specs()] {
+        for name in names(&folder)? {
+            let path = folder.join(name);
+            let removed = if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
+            removed.map_err(|e| format!("{} of an earlier boot: {e}", path.display()))?;
+        }
+    }
+    Ok(())
+}
+
+fn read_wanted(node: &Node) -> Result<BTreeMap<String, Wanted>, String> {
+    let layout = &node.host.layout;
+    let mut wanted: BTreeMap<String, Wanted> = BTreeMap::new();
+    // those on tmpfs are the newer ones
+    for folder in [layout.persistent_specs(), layout.specs()] {
+        for name in names(&folder)? {
+            let path = folder.join(&name);
+            if !name.ends_with(".json") {
+                // a temporary file whose rename never came
+                std::fs::remove_file(&path).map_err(|e| format!("{}: {e}", path.display()))?;
+                continue;
+            }
+            match checkpoint::read::<Wanted>(&path) {
+                Ok(Some(found)) => {
+                    if !layout.specs().join(&name).exists() {
+                        checkpoint::write(&layout.specs().join(&name), &found, Durability::Daemon)
+                            .map_err(|e| e.to_string())?;
+                    }
+                    wanted.insert(found.spec.id.clone(), found);
+                }
+                Ok(None) => {}
+                Err(error) => return Err(format!("{error}; move the file away to start without this pod")),
+            }
+        }
+    }
+    Ok(wanted)
+}
+
+async fn hold_images(node: &Node, records: impl Iterator<Item = &Record>) {
+    for record in records.filter(|r| !r.released) {
+        for container in &record.spec.containers {
+            let Some(image) = container.image.clone() else { continue };
+            let image = Image { force_pull: false, ..image };
+            // a pull that had not come to its end goes on with the container's launch
+            if let Some(found) = node.host.images.image(&image.id) {
+                if let Err(error) = node.host.images.hold(&found.reference, &record.id) {
+                    tracing::warn!(instance = record.id, "{error}");
+                }
+            }
+        }
+    }
+}
+
+async fn sweep(node: &Arc<Node>, known: Vec<String>) -> Result<(), String> {
+    let host = Arc::clone(&node.host);
+    blocking(move || {
+        let known: Vec<&str> = known.iter().map(String::as_str).collect();
+        host.network.recover(&known).map_err(|e| e.to_string())?;
+        for id in names(&host.layout.sandboxes())? {
+            if !known.contains(&id.as_str()) {
+                let dir = host.layout.sandbox(&id);
+                host.disk.cleanup_pod(&id, &dir).map_err(|e| e.to_string())?;
+                agentd_isolators::disk::remove_tree(&dir).map_err(|e| format!("{}: {e}", dir.display()))?;
+            }
+        }
+        host.disk.sweep(&known).map_err(|e| e.to_string())
+    })
+    .await
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, String> + Send + 'static) -> Result<T, String> {
+    tokio::task::spawn_blocking(work).await.map_err(|e| e.to_string())?
+}
+
+/// Names in a folder; none if it does not exist.
+fn names(folder: &Path) -> Result<Vec<String>, String> {
+    match std::fs::read_dir(folder) {
+        Ok(entries) => {
+            Ok(entries.filter_map(|e| e.ok().and_then(|e| e.file_name().into_string().ok())).collect())
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(format!("{}: {error}", folder.display())),
+    }
+}

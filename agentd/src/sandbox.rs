@@ -1,0 +1,192 @@
+//! Sandboxes: a pod-init with its cgroups, its folder on tmpfs and the spares that wait in it.
+//!
+//! The folder is made first, so that whatever follows has an owner on disk; [`Sandboxes::destroy`] undoes everything,
+//! in any state, and may be repeated. The pool of ready ones is kept by [`crate::pool`].
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use agentd_isolators::cgroup::{ContainerCgroup, Driver};
+use agentd_launcher::message::SpareKind;
+use tokio::sync::mpsc;
+
+use crate::failpoint;
+use crate::launch::pod_init::{Notice, PodInit};
+use crate::launch::seqpacket;
+use crate::launch::zygote::Zygote;
+use crate::layout::Layout;
+
+/// How long the processes of a killed sandbox may take to go.
+const DRAIN: Duration = Duration::from_secs(20);
+
+/// A pod-init that runs, and what belongs to it.
+#[derive(Debug)]
+pub struct Sandbox {
+    /// Id of the sandbox, and of the instance that gets it.
+    pub id: String,
+    /// Its pod-init.
+    pub init: Arc<PodInit>,
+    /// Process id of its pod-init.
+    pub init_pid: u32,
+    /// Notices of its pod-init.
+    pub notices: mpsc::UnboundedReceiver<Notice>,
+    /// Cgroups of the containers for which a spare waits, by slot.
+    pub spares: Vec<Arc<ContainerCgroup>>,
+}
+
+impl Sandbox {
+    /// Its network namespace.
+    pub fn network_namespace(&self) -> std::io::Result<OwnedFd> {
+        std::fs::File::open(format!("/proc/{}/ns/net", self.init_pid)).map(OwnedFd::from)
+    }
+}
+
+/// Makes and destroys sandboxes.
+#[derive(Debug)]
+pub struct Sandboxes {
+    layout: Layout,
+    driver: Arc<Driver>,
+    zygote: Zygote,
+}
+
+/// A new random id: 12 hexadecimal digits.
+pub fn new_id() -> String {
+    let mut id = uuid::Uuid::new_v4().simple().to_string();
+    id.truncate(12);
+    id
+}
+
+impl Sandboxes {
+    /// With a zygote that starts at the first fork.
+    pub fn new(layout: Layout, driver: Arc<Driver>) -> Result<Self, String> {
+        driver.launcher_cgroup().map_err(|e| e.to_string())?;
+        let place = Arc::clone(&driver);
+        let zygote =
+            Zygote::new(move |pid| place.attach_launcher(pid as i32).map_err(|e| e.to_string())).map_err(|e| e.to_string())?;
+        Ok(Self { layout, driver, zygote })
+    }
+
+    /// Makes a sandbox with `spares` spares.
+    pub async fn create(&self, spares: u32) -> Result<Sandbox, String> {
+        let id = new_id();
+        match self.build(&id, spares).await {
+            Ok(sandbox) => Ok(sandbox),
+            Err(error) => {
+                self.destroy(&id).await.ok();
+                Err(error)
+            }
+        }
+    }
+
+    /// Makes the sandbox of an instance anew, after [`Sandboxes::release`].
+    pub async fn rebuild(&self, id: &str) -> Result<Sandbox, String> {
+        self.build(id, 0).await
+    }
+
+    async fn build(&self, id: &str, spares: u32) -> Result<Sandbox, String> {
+        use std::os::unix::fs::DirBuilderExt;
+        let folder = |path: std::path::PathBuf| {
+            let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&path);
+            made.map_err(|e| format!("{}: {e}", path.display()))
+        };
+        folder(self.layout.pod(id))?;
+        folder(self.layout.exits(id))?;
+        failpoint::pass("sandbox.folder-made");
+        let cgroup = self.driver.create_sandbox(id).map_err(|e| e.to_string())?;
+        failpoint::pass("sandbox.cgroup-made");
+        let path = self.layout.init_socket(id);
+        let listener = seqpacket::listen(&path).map_err(|e| format!("listen on {}: {e}", path.display()))?;
+        let exits = std::fs::File::open(self.layout.exits(id)).map_err(|e| format!("exits folder: {e}"))?;
+        let forked = self
+            .zygote
+            .fork(listener.as_fd(), exits.as_fd(), cgroup.init_dir.as_fd(), true)
+            .await
+            .map_err(|e| format!("fork a pod-init: {e}"))?;
+        failpoint::pass("sandbox.forked");
+        drop((listener, exits));
+        let (sender, notices) = mpsc::unbounded_channel();
+        let init = PodInit::connect(&path, sender).map_err(|e| format!("connect to the pod-init: {e}"))?;
+        let mut sandbox =
+            Sandbox { id: id.to_owned(), init: Arc::new(init), init_pid: forked.pid, notices, spares: Vec::new() };
+        for slot in 0..spares {
+            let cgroup = self.spare(id, &sandbox.init, slot, SpareKind::Own).await?;
+            sandbox.spares.push(cgroup);
+        }
+        failpoint::pass("sandbox.spare-made");
+        Ok(sandbox)
+    }
+
+    /// Makes the cgroup of a container (or finds it) and a spare in it.
+    pub async fn spare(
+        &self,
+        id: &str,
+        init: &PodInit,
+        slot: u32,
+        kind: SpareKind,
+    ) -> Result<Arc<ContainerCgroup>, String> {
+        let cgroup = Arc::new(self.driver.create_container(id, slot).map_err(|e| e.to_string())?);
+        let pid = init.spare(slot, kind, cgroup.init_dir()).await.map_err(|e| format!("fork a spare: {e}"))?;
+        // a write to a v1 cgroup.procs may stall for a grace period of RCU: not on the runtime's threads
+        let driver = Arc::clone(&self.driver);
+        let attached = Arc::clone(&cgroup);
+        tokio::task::spawn_blocking(move || driver.attach(&attached, pid as i32))
+            .await
+            .map_err(|e| e.to_string())?
+            .map_err(|e| e.to_string())?;
+        Ok(cgroup)
+    }
+
+    /// Connects again to a sandbox found on disk. None if its pod-init is dead.
+    pub async fn adopt(&self, id: &str) -> Option<(Sandbox, Vec<agentd_launcher::message::ProcessEntry>)> {
+        let (sender, notices) = mpsc::unbounded_channel();
+        let init = PodInit::connect(&self.layout.init_socket(id), sender).ok()?;
+        let state = tokio::time::timeout(Duration::from_secs(5), init.state()).await.ok()?.ok()?;
+        let sandbox =
+            Sandbox { id: id.to_owned(), init: Arc::new(init), init_pid: state.pid, notices, spares: Vec::new() };
+        Some((sandbox, state.processes))
+    }
+
+    /// Kills every process of a sandbox, removes its cgroups and its folder, except the checkpoint when `keep`.
+    async fn clear(&self, id: &str, keep: bool) -> Result<(), String> {
+        let driver = Arc::clone(&self.driver);
+        let name = id.to_owned();
+        tokio::task::spawn_blocking(move || {
+            let deadline = Instant::now() + DRAIN;
+            driver.kill_sandbox(&name)?;
+            driver.wait_sandbox_empty(&name, deadline)?;
+            driver.remove_sandbox(&name, deadline)
+        })
+        .await
+        .map_err(|e| e.to_string())?
+        .map_err(|e| e.to_string())?;
+        let remove = |path: std::path::PathBuf| {
+            let result = if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
+            match result {
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(format!("{}: {e}", path.display())),
+                _ => Ok(()),
+            }
+        };
+        if keep {
+            remove(self.layout.init_socket(id))?;
+            remove(self.layout.exits(id))
+        } else {
+            remove(self.layout.pod(id))
+        }
+    }
+
+    /// Ends the zygote; the next fork would start another.
+    pub async fn close(&self) {
+        self.zygote.close().await;
+    }
+
+    /// Removes everything of a sandbox but the instance's checkpoint.
+    pub async fn release(&self, id: &str) -> Result<(), String> {
+        self.clear(id, true).await
+    }
+
+    /// Removes everything of a sandbox.
+    pub async fn destroy(&self, id: &str) -> Result<(), String> {
+        self.clear(id, false).await
+    }
+}
