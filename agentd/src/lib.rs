@@ -10,6 +10,7 @@
 //!   for victims of memory limits.
 
 pub mod admission;
+pub mod api;
 pub mod checkpoint;
 pub mod config;
 pub mod doctor;

@@ -12,6 +12,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use agentd_api::pod::Image;
+use agentd_api::resources::Resources;
 
 use crate::checkpoint::{self, Durability};
 use crate::events::Subject;
@@ -68,13 +69,14 @@ pub async fn run(node: &Arc<Node>) -> Result<Report, String> {
             tracing::warn!("{error}");
         }
     }
+    restore_cores(node, records.values());
     let mut handles: BTreeMap<String, Vec<Handle>> = BTreeMap::new();
     let mut differing = Vec::new();
     for (id, record) in records {
         let sandbox = if record.released { None } else { host.sandboxes.adopt(&id).await };
         report.adopted += 1;
         report.without_init += usize::from(sandbox.is_none() && !record.released);
-        let amount = if record.released { Default::default() } else { instance::needs(&record.spec) };
+        let amount = if record.released { Resources::ZERO } else { instance::needs(&record.spec) };
         let grant = node.ledger().adopt(amount);
         let pod = record.spec.id.clone();
         let differs = wanted.get(&pod).is_some_and(|w| w.spec != record.spec);
@@ -181,6 +183,18 @@ fn read_wanted(node: &Node) -> Result<BTreeMap<String, Wanted>, String> {
         }
     }
     Ok(wanted)
+}
+
+/// Exclusive cores are claimed again before any container is prepared.
+fn restore_cores<'a>(node: &Node, records: impl Iterator<Item = &'a Record>) {
+    let mut allocator = node.host.cores.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    for record in records.filter(|r| !r.released) {
+        for (slot, cores) in record.cores.iter().enumerate().filter(|(_, cores)| !cores.is_empty()) {
+            if let Err((holder, cpu)) = allocator.restore(&record.id, slot as u32, cores) {
+                tracing::error!(instance = record.id, slot, "core {cpu} is held by {holder} too");
+            }
+        }
+    }
 }
 
 async fn hold_images(node: &Node, records: impl Iterator<Item = &Record>) {

@@ -31,8 +31,17 @@ pub struct Sandbox {
     pub init_pid: u32,
     /// Notices of its pod-init.
     pub notices: mpsc::UnboundedReceiver<Notice>,
-    /// Cgroups of the containers for which a spare waits, by slot.
-    pub spares: Vec<Arc<ContainerCgroup>>,
+    /// Spares that wait.
+    pub spares: Vec<Spare>,
+}
+
+/// A process that waits for its plan in a container's cgroup.
+#[derive(Debug, Clone)]
+pub struct Spare {
+    /// The container's cgroup.
+    pub cgroup: Arc<ContainerCgroup>,
+    /// Its process id.
+    pub pid: u32,
 }
 
 impl Sandbox {
@@ -110,8 +119,8 @@ impl Sandboxes {
         let mut sandbox =
             Sandbox { id: id.to_owned(), init: Arc::new(init), init_pid: forked.pid, notices, spares: Vec::new() };
         for slot in 0..spares {
-            let cgroup = self.spare(id, &sandbox.init, slot, SpareKind::Own).await?;
-            sandbox.spares.push(cgroup);
+            let spare = self.spare(id, &sandbox.init, slot, SpareKind::Own).await?;
+            sandbox.spares.push(spare);
         }
         failpoint::pass("sandbox.spare-made");
         Ok(sandbox)
@@ -124,7 +133,7 @@ impl Sandboxes {
         init: &PodInit,
         slot: u32,
         kind: SpareKind,
-    ) -> Result<Arc<ContainerCgroup>, String> {
+    ) -> Result<Spare, String> {
         let cgroup = Arc::new(self.driver.create_container(id, slot).map_err(|e| e.to_string())?);
         let pid = init.spare(slot, kind, cgroup.init_dir()).await.map_err(|e| format!("fork a spare: {e}"))?;
         // a write to a v1 cgroup.procs may stall for a grace period of RCU: not on the runtime's threads
@@ -134,7 +143,7 @@ impl Sandboxes {
             .await
             .map_err(|e| e.to_string())?
             .map_err(|e| e.to_string())?;
-        Ok(cgroup)
+        Ok(Spare { cgroup, pid })
     }
 
     /// Connects again to a sandbox found on disk. None if its pod-init is dead.

@@ -26,9 +26,8 @@ fn main() -> ExitCode {
     for run in 1..=runs {
         let root = folder.join(format!("agentd-unpack-{}-{run}", std::process::id()));
         let begun = Instant::now();
-        let result = Store::open(&root, Settings::default()).and_then(|store| {
-            runtime.block_on(store.import(&source, Some("measured:latest"), agentd_images::quiet()))
-        });
+        let result = Store::open(&root, Settings::default())
+            .and_then(|store| runtime.block_on(store.import(&source, Some("measured:latest"), agentd_images::quiet())));
         let took = begun.elapsed();
         if let Err(error) = std::fs::remove_dir_all(&root) {
             eprintln!("{}: {error}", root.display());

@@ -26,8 +26,7 @@ struct Entry {
 /// Credentials for a repository of a registry; anonymous if no file has any.
 pub(crate) fn find(files: &[PathBuf], registry: &str, repository: &str) -> Result<RegistryAuth> {
     for path in files {
-        let wrong =
-            |message: String| ImageError::Settings { registry: registry.into(), path: path.clone(), message };
+        let wrong = |message: String| ImageError::Settings { registry: registry.into(), path: path.clone(), message };
         let text = match std::fs::read(path) {
             Ok(text) => text,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,

@@ -45,7 +45,9 @@ pub enum ImageError {
         path: PathBuf,
     },
     /// The registry refuses these credentials, or wants some.
-    #[error("image {reference}: registry {registry} refuses access: {message}; add credentials for {registry} to {auth_files}, or check the name")]
+    #[error(
+        "image {reference}: registry {registry} refuses access: {message}; add credentials for {registry} to {auth_files}, or check the name"
+    )]
     Unauthorized {
         /// Host.
         registry: String,
@@ -65,7 +67,9 @@ pub enum ImageError {
         reference: String,
     },
     /// The registry cannot be reached, or answers with an error.
-    #[error("image {reference}: registry {registry}: {message}; check that the host is reachable and serves this image, then pull again")]
+    #[error(
+        "image {reference}: registry {registry}: {message}; check that the host is reachable and serves this image, then pull again"
+    )]
     Registry {
         /// Host.
         registry: String,
@@ -85,7 +89,9 @@ pub enum ImageError {
         message: String,
     },
     /// A blob broke off, also when asked for again.
-    #[error("image {reference}: registry {registry}: blob {digest} broke off at {received} of {expected} bytes ({message}); pull again to resume it")]
+    #[error(
+        "image {reference}: registry {registry}: blob {digest} broke off at {received} of {expected} bytes ({message}); pull again to resume it"
+    )]
     Truncated {
         /// Host.
         registry: String,
@@ -101,7 +107,9 @@ pub enum ImageError {
         message: String,
     },
     /// Content that is not what its digest promises.
-    #[error("image {reference}: {origin}: {what} should have digest {expected}, but has {found}; it was damaged or altered: fetch or export the image again, or rebuild it")]
+    #[error(
+        "image {reference}: {origin}: {what} should have digest {expected}, but has {found}; it was damaged or altered: fetch or export the image again, or rebuild it"
+    )]
     Digest {
         /// Image.
         reference: String,
@@ -133,7 +141,9 @@ pub enum ImageError {
         offered: String,
     },
     /// A layer that cannot be unpacked.
-    #[error("image {reference}: layer {digest}: {message}; rebuild the image, or pull it again if it was damaged on the way")]
+    #[error(
+        "image {reference}: layer {digest}: {message}; rebuild the image, or pull it again if it was damaged on the way"
+    )]
     Layer {
         /// Image.
         reference: String,

@@ -8,8 +8,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::error::{ImageError, Result};
+use crate::inner::{Inner, State};
 use crate::record::Record;
-use crate::store::{Inner, State, Store};
+use crate::store::Store;
 use crate::{checkpoint, disk};
 
 /// What a collection has removed.
@@ -29,6 +30,17 @@ pub(crate) struct Orphans {
     folders: Vec<PathBuf>,
     blobs: Vec<PathBuf>,
     bytes: u64,
+}
+
+impl Orphans {
+    /// Deletes what was taken out; returns the number of bytes.
+    pub(crate) fn delete(self) -> Result<u64> {
+        for folder in self.folders {
+            disk::remove_tree(&folder)?;
+            checkpoint("gc.layer.removed");
+        }
+        Ok(self.bytes)
+    }
 }
 
 impl Store {
@@ -67,7 +79,7 @@ impl Inner {
             self.orphans(&mut state, None)?
         };
         collected.layers += orphans.folders.len();
-        collected.bytes += self.delete(orphans)?;
+        collected.bytes += orphans.delete()?;
         collected.bytes += self.partials()?;
         while collected.bytes < surplus {
             let mut state = self.state();
@@ -78,7 +90,7 @@ impl Inner {
             drop(state);
             collected.images.push(victim.reference);
             collected.layers += orphans.folders.len();
-            collected.bytes += self.delete(orphans)?;
+            collected.bytes += orphans.delete()?;
         }
         Ok(collected)
     }
@@ -92,10 +104,8 @@ impl Inner {
             Some(record) => record.layers.clone(),
             None => state.layers.keys().cloned().collect(),
         };
-        let gone: Vec<String> = candidates
-            .into_iter()
-            .filter(|id| !named.contains(id.as_str()) && !state.pins.contains_key(id))
-            .collect();
+        let gone: Vec<String> =
+            candidates.into_iter().filter(|id| !named.contains(id.as_str()) && !state.pins.contains_key(id)).collect();
         for id in gone {
             let Some(layer) = state.layers.get(&id) else { continue };
             let place = self.root.join("layers").join(&layer.folder);
@@ -111,7 +121,8 @@ impl Inner {
         }
         // Blobs of pulls that are under way are not told apart from others: none is removed meanwhile.
         if state.pins.is_empty() {
-            let named: HashSet<&str> = state.images.values().flat_map(|record| &record.blobs).map(String::as_str).collect();
+            let named: HashSet<&str> =
+                state.images.values().flat_map(|record| &record.blobs).map(String::as_str).collect();
             for hex in disk::names(&self.root.join("blobs/sha256"))? {
                 let candidate = of.is_none_or(|record| record.blobs.iter().any(|blob| blob.ends_with(&hex)));
                 if candidate && !named.contains(format!("sha256:{hex}").as_str()) {
@@ -125,15 +136,6 @@ impl Inner {
             }
         }
         Ok(orphans)
-    }
-
-    /// Deletes what was taken out; returns the number of bytes.
-    pub(crate) fn delete(&self, orphans: Orphans) -> Result<u64> {
-        for folder in &orphans.folders {
-            disk::remove_tree(folder)?;
-            checkpoint("gc.layer.removed");
-        }
-        Ok(orphans.bytes)
     }
 
     /// Removes parts of blobs when no pull is under way.

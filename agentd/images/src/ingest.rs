@@ -12,11 +12,11 @@ use futures_util::{StreamExt, TryStreamExt};
 use crate::digest::Digest;
 use crate::error::{ImageError, Result};
 use crate::flight::{Alarm, Meter};
+use crate::inner::Inner;
 use crate::manifest::{BlobRef, ImageConfig};
 use crate::record::{Image, LayerRecord, Record};
 use crate::source::Blob;
 use crate::source::registry::Session;
-use crate::store::Inner;
 use crate::unpack::{self, Fault};
 use crate::{ProgressSink, checkpoint, disk};
 
@@ -88,8 +88,7 @@ pub(crate) async fn ingest(
     let reference = plan.names.first().cloned().unwrap_or_default();
     // The same layer twice in an image: the upper one alone has the same effect, and overlayfs wants each once.
     let mut seen = HashSet::new();
-    let mut layers: Vec<_> =
-        plan.layers.drain(..).rev().filter(|layer| seen.insert(layer.diff_id.clone())).collect();
+    let mut layers: Vec<_> = plan.layers.drain(..).rev().filter(|layer| seen.insert(layer.diff_id.clone())).collect();
     layers.reverse();
     let diff_ids: Vec<String> = layers.iter().map(|layer| layer.diff_id.to_string()).collect();
     let pins = store.pin(&diff_ids);
@@ -115,12 +114,8 @@ pub(crate) async fn ingest(
     }
 
     let jobs = layers.into_iter().map(|layer| {
-        let job = Job {
-            reference: reference.clone(),
-            place: plan.place.clone(),
-            layer,
-            progress: Arc::clone(progress),
-        };
+        let job =
+            Job { reference: reference.clone(), place: plan.place.clone(), layer, progress: Arc::clone(progress) };
         let store = Arc::clone(store);
         async move { work(&store, job).await }
     });
@@ -132,7 +127,7 @@ pub(crate) async fn ingest(
     // Runs to its end even if the caller has gone: it is short, and half of it would be of no use.
     let finish = tokio::task::spawn_blocking(move || {
         let pins = pins;
-        let image = finish(&store_too, plan, diff_ids, kept, holder.as_deref());
+        let image = finish(&store_too, plan, &diff_ids, &kept, holder.as_deref());
         drop(pins);
         image
     });
@@ -140,13 +135,7 @@ pub(crate) async fn ingest(
 }
 
 /// Makes the layers durable and writes the record.
-fn finish(
-    store: &Inner,
-    plan: Plan,
-    layers: Vec<String>,
-    blobs: Vec<String>,
-    holder: Option<&str>,
-) -> Result<Image> {
+fn finish(store: &Inner, plan: Plan, layers: &[String], blobs: &[String], holder: Option<&str>) -> Result<Image> {
     let folder = store.root.join("blobs/sha256");
     for (digest, bytes) in &plan.documents {
         let path = folder.join(digest.hex());
@@ -154,7 +143,7 @@ fn finish(
             disk::write_whole(&path, &store.temporary("document"), bytes)?;
         }
     }
-    if !store.all_durable(&layers) || !blobs.is_empty() {
+    if !store.all_durable(layers) || !blobs.is_empty() {
         rustix::fs::syncfs(&store.folder).map_err(|error| ImageError::io("sync the disk of", &store.root, error))?;
         checkpoint("pull.synced");
     }
@@ -165,16 +154,16 @@ fn finish(
             reference,
             digest: plan.digest.clone(),
             index: plan.index.clone(),
-            layers: layers.clone(),
+            layers: layers.to_vec(),
             config: plan.config.clone(),
-            size: store.size_of(&layers),
+            size: store.size_of(layers),
             created_at: created_at.clone(),
-            blobs: blobs.clone(),
+            blobs: blobs.to_vec(),
         };
         let image = store.put(record, holder)?;
         first.get_or_insert(image);
     }
-    first.ok_or_else(|| ImageError::Unknown { reference: plan.digest })
+    first.ok_or(ImageError::Unknown { reference: plan.digest })
 }
 
 /// Gets one layer into the store, unless it is there.
@@ -184,6 +173,16 @@ async fn work(store: &Arc<Inner>, job: Job) -> Result<()> {
     let flight = store.flight(diff_id.as_str());
     let turn = flight.turn(&job.progress).await;
     if store.layer(diff_id.as_str()).is_some() {
+        // A crash after the layer got its place may have left its blob.
+        if let Some(blob) = &job.layer.blob
+            && !store.settings.keep_blobs
+        {
+            let path = store.blob_path(blob.digest.hex());
+            if path.exists() {
+                let _turn = store.flight(&format!("blob {}", blob.digest)).turn(&job.progress).await;
+                disk::remove_file(&path)?;
+            }
+        }
         (job.progress)(Progress::Unpacked { digest: name });
         return Ok(());
     }
@@ -220,9 +219,8 @@ async fn work(store: &Arc<Inner>, job: Job) -> Result<()> {
     let unpacking = tokio::task::spawn_blocking(move || {
         // Held until the thread is done, also if the caller has gone meanwhile.
         let _held = (turn, permit);
-        let meter = fetched.is_none().then(|| {
-            Meter::new(&name, blob.length, Arc::clone(&flight), Arc::clone(&job.progress))
-        });
+        let meter =
+            fetched.is_none().then(|| Meter::new(&name, blob.length, Arc::clone(&flight), Arc::clone(&job.progress)));
         let result = unpack_layer(&store, &job, &blob, meter.as_ref(), &cancelled);
         let damaged = matches!(result, Err(ImageError::Digest { .. }));
         if let Some((whole, _turn)) = &fetched
@@ -240,13 +238,7 @@ async fn work(store: &Arc<Inner>, job: Job) -> Result<()> {
 }
 
 /// Unpacks a blob into a folder of its own, and gives the folder its place once its digests are right.
-fn unpack_layer(
-    store: &Inner,
-    job: &Job,
-    blob: &Blob,
-    meter: Option<&Meter>,
-    cancelled: &AtomicBool,
-) -> Result<()> {
+fn unpack_layer(store: &Inner, job: &Job, blob: &Blob, meter: Option<&Meter>, cancelled: &AtomicBool) -> Result<()> {
     let folder = store.temporary("layer");
     let result = unpack_into(store, job, blob, meter, cancelled, &folder);
     if result.is_err() {

@@ -29,6 +29,7 @@ mod error;
 mod flight;
 mod gc;
 mod ingest;
+mod inner;
 mod manifest;
 mod record;
 mod reference;

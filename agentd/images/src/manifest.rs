@@ -61,8 +61,8 @@ pub(crate) struct BlobRef {
 
 /// An index or a manifest.
 pub(crate) enum Document {
-    Index(ImageIndex),
-    Manifest(ImageManifest),
+    Index(Box<ImageIndex>),
+    Manifest(Box<ImageManifest>),
 }
 
 /// Architecture of this host, as images name it.
@@ -91,11 +91,12 @@ pub(crate) fn parse(reference: &str, bytes: &[u8]) -> Result<Document> {
             format!("its manifest has schema version {version:?}, expected 2; push it again with a current tool"),
         ));
     }
-    let malformed = |error: serde_json::Error| wrong(reference, format!("its manifest is malformed ({error}); push it again"));
+    let malformed =
+        |error: serde_json::Error| wrong(reference, format!("its manifest is malformed ({error}); push it again"));
     if value.get("manifests").is_some() {
-        serde_json::from_value(value).map(Document::Index).map_err(malformed)
+        serde_json::from_value(value).map(Box::new).map(Document::Index).map_err(malformed)
     } else {
-        serde_json::from_value(value).map(Document::Manifest).map_err(malformed)
+        serde_json::from_value(value).map(Box::new).map(Document::Manifest).map_err(malformed)
     }
 }
 
@@ -130,7 +131,7 @@ pub(crate) fn choose(reference: &str, index: &ImageIndex) -> Result<BlobRef> {
 
 /// Digest and size of a descriptor, checked.
 pub(crate) fn blob_ref(reference: &str, descriptor: &Descriptor) -> Result<BlobRef> {
-    let digest = Digest::parse(&descriptor.digest().to_string()).map_err(|reason| wrong(reference, reason))?;
+    let digest = Digest::parse(descriptor.digest().as_ref()).map_err(|reason| wrong(reference, reason))?;
     Ok(BlobRef { digest, size: descriptor.size() })
 }
 
@@ -188,8 +189,10 @@ pub(crate) fn configuration(
     if layers > limits.layers {
         return Err(wrong(reference, format!("it has {layers} layers, more than {}; squash it", limits.layers)));
     }
-    let diff_ids =
-        diff_ids.iter().map(|id| Digest::parse(id).map_err(|reason| wrong(reference, reason))).collect::<Result<_>>()?;
+    let diff_ids = diff_ids
+        .iter()
+        .map(|id| Digest::parse(id).map_err(|reason| wrong(reference, reason)))
+        .collect::<Result<_>>()?;
     let mut config = ImageConfig::default();
     if let Some(found) = parsed.config() {
         let list = |value: &Option<Vec<String>>| value.clone().unwrap_or_default();
@@ -214,7 +217,7 @@ mod tests {
 
     fn index(entries: &str) -> ImageIndex {
         match parse("x", format!(r#"{{"schemaVersion":2,"manifests":[{entries}]}}"#).as_bytes()).unwrap() {
-            Document::Index(index) => index,
+            Document::Index(index) => *index,
             Document::Manifest(_) => panic!("a manifest"),
         }
     }
@@ -258,7 +261,10 @@ mod tests {
         assert!(config.entrypoint.is_empty());
         assert!(configuration("x", text.as_bytes(), 2, &Limits::default()).is_err());
         let other = text.replace(arch, "s390x");
-        assert!(matches!(configuration("x", other.as_bytes(), 1, &Limits::default()), Err(ImageError::Platform { .. })));
+        assert!(matches!(
+            configuration("x", other.as_bytes(), 1, &Limits::default()),
+            Err(ImageError::Platform { .. })
+        ));
     }
 
     #[test]

@@ -83,7 +83,7 @@ impl Default for Settings {
             parallel_unpacks: threads.clamp(1, 4),
             retries: 3,
             connect_timeout: Duration::from_secs(10),
-            read_timeout: Duration::from_secs(60),
+            read_timeout: Duration::from_mins(1),
             high_watermark: 0.85,
             low_watermark: 0.75,
             limits: Limits::default(),

@@ -247,6 +247,7 @@ fn held(root: BorrowedFd<'_>, name: &[u8], sub_path: &[u8], target: &[u8], read_
         return Err(refused("the held volume's name is not a file name"));
     }
     let path = c(&[b"/volumes/", name].concat())?;
+    let mut kind = TargetKind::Directory;
     let tree = if sub_path.is_empty() {
         sys::open_tree(libc::AT_FDCWD, &path, TREE_CLONE | TREE_CLOEXEC)?
     } else {
@@ -255,14 +256,17 @@ fn held(root: BorrowedFd<'_>, name: &[u8], sub_path: &[u8], target: &[u8], read_
         for component in sub_path.split(|b| *b == b'/').filter(|part| !part.is_empty() && *part != b".") {
             let component = c(component)?;
             sys::mkdirat(current.as_fd(), &component, 0o755).map_err(|_| failed("make the sub-path"))?;
-            current = sys::open_below(current.as_fd(), &component, libc::O_PATH | libc::O_DIRECTORY, 0)?;
+            current = sys::open_below(current.as_fd(), &component, libc::O_PATH, 0)?;
+        }
+        if !is_directory(current.as_fd())? {
+            kind = TargetKind::File;
         }
         sys::open_tree(current.as_raw_fd(), sys::EMPTY, TREE_CLONE | TREE_CLOEXEC | EMPTY_PATH)?
     };
     if read_only {
         sys::set_attributes(tree.as_fd(), sys::ATTR_RDONLY, false)?;
     }
-    attach(root, tree.as_fd(), target, TargetKind::Directory)
+    attach(root, tree.as_fd(), target, kind)
 }
 
 fn mask(root: BorrowedFd<'_>, path: &[u8]) -> Step<()> {

@@ -94,13 +94,18 @@ impl Refusal {
         &self.problem.detail
     }
 
+    /// Its problem, as JSON.
+    pub fn into_text(self) -> String {
+        // a problem is text and numbers only, which serialise
+        serde_json::to_string(&self.problem).unwrap_or_default()
+    }
+
     /// As an answer.
     pub fn into_response(self) -> Response<Body> {
         let status = StatusCode::from_u16(self.problem.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        // a problem is text and numbers only, which serialise
-        let text = serde_json::to_vec(&self.problem).unwrap_or_default();
-        let mut response = whole(status, "application/problem+json", text);
-        if let Some(allow) = self.allow {
+        let allow = self.allow;
+        let mut response = whole(status, "application/problem+json", self.into_text());
+        if let Some(allow) = allow {
             response.headers_mut().insert(ALLOW, HeaderValue::from_static(allow));
         }
         response

@@ -20,7 +20,7 @@ mod log_calls;
 mod log_lines;
 mod pod_calls;
 mod query;
-mod route;
+pub(crate) mod route;
 mod stream;
 #[cfg(test)]
 mod tests;

@@ -88,7 +88,6 @@ pub(super) const KEYS: &[Key] = &[
     key("paths", "seccomp", Kind::Path(|config| &mut config.paths.seccomp)),
     key("paths", "cni_config", Kind::Path(|config| &mut config.paths.cni_config)),
     key("paths", "cni_plugins", Kind::Paths(|config| &mut config.paths.cni_plugins)),
-    key("paths", "pod_init", Kind::OptionalPath(|config| &mut config.paths.pod_init)),
     key("reserved", "cpus", Kind::Number { min: 0.0, max: 8192.0, field: |config| &mut config.reserved.cpus }),
     key("reserved", "memory_mib", integer(0, MIB_MAX, |config| &mut config.reserved.memory_mib)),
     key("reserved", "disk_mib", integer(0, MIB_MAX, |config| &mut config.reserved.disk_mib)),
@@ -125,16 +124,10 @@ pub(super) const KEYS: &[Key] = &[
             get: |config| Some(config.pods.disk_enforcement.word().to_owned()),
         },
     ),
-    key("pods", "max_restarts", integer(0, 1_000_000, |config| &mut config.pods.max_restarts)),
     key(
         "pods",
         "kill_grace_seconds",
         Kind::Number { min: 0.0, max: 86_400.0, field: |config| &mut config.pods.kill_grace_seconds },
-    ),
-    key(
-        "pods",
-        "removed_retention_seconds",
-        integer(0, 31_536_000, |config| &mut config.pods.removed_retention_seconds),
     ),
     key("host_files", "etc", Kind::EtcNames(|config| &mut config.host_files.etc)),
     key("host_files", "allowed_host_paths", Kind::Paths(|config| &mut config.host_files.allowed_host_paths)),
@@ -224,7 +217,6 @@ pub(super) const KEYS: &[Key] = &[
     key("artifacts", "file_roots", Kind::Paths(|config| &mut config.artifacts.file_roots)),
     key("artifacts", "max_bytes", integer(1, 1 << 50, |config| &mut config.artifacts.max_bytes)),
     key("artifacts", "timeout_seconds", integer(1, 86_400, |config| &mut config.artifacts.timeout_seconds)),
-    key("artifacts", "allow_private", Kind::Bool(|config| &mut config.artifacts.allow_private)),
     key("artifacts", "allow_loopback", Kind::Bool(|config| &mut config.artifacts.allow_loopback)),
     key("logs", "max_bytes_per_container", integer(65_536, 1 << 40, |config| &mut config.logs.max_bytes_per_container)),
     key(

@@ -53,8 +53,6 @@ pub struct Paths {
     pub cni_config: PathBuf,
     /// Folders of CNI plugins.
     pub cni_plugins: Vec<PathBuf>,
-    /// The launcher; absent means `pod-init` beside the daemon's own binary.
-    pub pod_init: Option<PathBuf>,
 }
 
 /// What is kept back for the host.
@@ -121,12 +119,8 @@ pub struct Pods {
     pub default_disk_mib: u64,
     /// How that limit is kept.
     pub disk_enforcement: DiskEnforcement,
-    /// Restarts of an instance in a row before it is given up; 0 never gives up.
-    pub max_restarts: u64,
     /// Time from SIGTERM to SIGKILL where the pod names none, seconds.
     pub kill_grace_seconds: f64,
-    /// How long logs and status of a removed pod are kept, seconds.
-    pub removed_retention_seconds: u64,
 }
 
 /// Which files of the host pods see.
@@ -261,8 +255,6 @@ pub struct Artifacts {
     pub max_bytes: u64,
     /// Longest time for one artifact, seconds.
     pub timeout_seconds: u64,
-    /// Whether an artifact may come from a private address (RFC 1918, RFC 4193).
-    pub allow_private: bool,
     /// Whether an artifact may come from this host's loopback addresses.
     pub allow_loopback: bool,
 }
@@ -367,7 +359,6 @@ impl Config {
                 seccomp: etc.join("seccomp"),
                 cni_config: dev.map_or_else(|| PathBuf::from("/etc/cni/net.d"), |dev| dev.join("cni")),
                 cni_plugins: vec!["/opt/cni/bin".into(), "/usr/lib/cni".into()],
-                pod_init: None,
             },
             reserved: Reserved { cpus: 0.1, memory_mib: 256, disk_mib: 1024 },
             resources: Resources::default(),
@@ -377,9 +368,7 @@ impl Config {
                 default_pids: 4096,
                 default_disk_mib: 10240,
                 disk_enforcement: DiskEnforcement::Auto,
-                max_restarts: 0,
                 kill_grace_seconds: 3.0,
-                removed_retention_seconds: 3600,
             },
             host_files: HostFiles {
                 etc: HOST_ETC.iter().map(PathBuf::from).collect(),
@@ -409,7 +398,6 @@ impl Config {
                 file_roots: Vec::new(),
                 max_bytes: 4 << 30,
                 timeout_seconds: 600,
-                allow_private: true,
                 allow_loopback: false,
             },
             logs: Logs { max_bytes_per_container: 20 << 20, level: "info".to_owned(), format: LogFormat::Text },

@@ -190,9 +190,27 @@ impl Actor {
             Ok(()) => {
                 self.ready = true;
                 self.input(Input::Begin).await;
+                self.end_unused_spares();
             }
             Err(message) => self.input(Input::SetupFailed { message }).await,
         }
+    }
+
+    /// Spares of the pool beyond this pod's containers only cost memory.
+    fn end_unused_spares(&mut self) {
+        let slots = self.spec.containers.len() as u32;
+        let Some(sandbox) = self.sandbox.as_mut() else { return };
+        let unused: Vec<_> = sandbox.spares.extract_if(.., |spare| spare.cgroup.slot() >= slots).collect();
+        if unused.is_empty() {
+            return;
+        }
+        let init = Arc::clone(&sandbox.init);
+        tokio::spawn(async move {
+            for spare in unused {
+                // a pod-init that is gone has taken them with it
+                let _ = init.forget(spare.cgroup.slot()).await;
+            }
+        });
     }
 
     async fn signal(&mut self, signal: Signal) {
@@ -348,8 +366,24 @@ impl Actor {
         if let Some(live) = live {
             live.health.cancel();
             let (host, cgroup, before) = (Arc::clone(&self.host), Arc::clone(&live.cgroup), live.oom_before);
-            let limit = self.spec.containers[slot].resources.mem;
-            let finished = tokio::task::spawn_blocking(move || finish(&host, &cgroup, before, limit)).await;
+            let (spec, id) = (Arc::clone(&self.spec), self.record.id.clone());
+            let finished = tokio::task::spawn_blocking(move || {
+                let result = finish(&host, &cgroup, before, spec.containers[slot].resources.mem);
+                let pod_dir = host.layout.sandbox(&id);
+                host.cleanup(&ContainerContext {
+                    pod: &spec,
+                    container: &spec.containers[slot],
+                    instance: &id,
+                    slot: slot as u32,
+                    attempt,
+                    cgroup: &cgroup,
+                    pod_dir: &pod_dir,
+                    image: None,
+                    exclusive_cpus: &[],
+                });
+                result
+            })
+            .await;
             if let Ok((found, peak)) = finished {
                 (cause, memory_peak) = (found, peak);
             }
@@ -476,7 +510,8 @@ impl Actor {
         }
         let sandbox = self.sandbox.as_mut()?;
         let fits = attempt == 1 && !self.spec.agentd.share_pid;
-        let spare = sandbox.spares.iter().position(|c| c.slot() == slot as u32).map(|at| sandbox.spares.swap_remove(at));
+        let waiting = sandbox.spares.iter().position(|spare| spare.cgroup.slot() == slot as u32);
+        let spare = waiting.map(|at| sandbox.spares.swap_remove(at));
         let cancel = CancellationToken::new();
         let job = Job {
             host: Arc::clone(&self.host),
@@ -516,10 +551,10 @@ impl Actor {
         Ok(())
     }
 
-    /// Gives a container its whole cores, once.
+    /// Gives a container its whole cores for one start; its end gives them back.
     fn give_cores(&mut self, slot: usize) -> Result<(), String> {
         let container = &self.spec.containers[slot];
-        if !container.agentd.exclusive_cores || !self.record.cores[slot].is_empty() {
+        if !container.agentd.exclusive_cores {
             return Ok(());
         }
         let mut allocator = self.host.cores.lock().unwrap_or_else(PoisonError::into_inner);

@@ -122,12 +122,6 @@ impl Actor {
                 return;
             }
         };
-        if !self.record.cores[slot].is_empty() {
-            let mut allocator = self.host.cores.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            if let Err((holder, cpu)) = allocator.restore(&id, slot as u32, &self.record.cores[slot]) {
-                tracing::error!(instance = id, container = name, "core {cpu} is held by {holder} too");
-            }
-        }
         let plan = self.kept_plan(slot).await.unwrap_or_default();
         let started = self.record.machine.containers[slot].started_ms;
         let age = started.map_or(0, |start| now_ms().saturating_sub(start));

@@ -23,6 +23,7 @@ use crate::events::Subject;
 use crate::failpoint;
 use crate::host::Host;
 use crate::launch::pod_init::PodInit;
+use crate::sandbox::Spare;
 
 /// What one start is made of.
 pub struct Job {
@@ -33,8 +34,8 @@ pub struct Job {
     pub slot: usize,
     pub attempt: u32,
     pub cores: Vec<u32>,
-    /// The cgroup in which a spare waits already.
-    pub spare: Option<Arc<ContainerCgroup>>,
+    /// A spare that waits already.
+    pub spare: Option<Spare>,
     pub cancel: CancellationToken,
 }
 
@@ -126,8 +127,8 @@ pub fn variables(host: &Host, spec: &PodSpec, instance: &str, slot: usize) -> Re
 async fn prepare(job: &Job) -> Result<Prepared, Failure> {
     let image = image(&job.host, &job.spec, &job.instance, job.slot, job.attempt > 1).await?;
     failpoint::pass("launch.image-ready");
-    let cgroup = match &job.spare {
-        Some(cgroup) => Arc::clone(cgroup),
+    let Spare { cgroup, pid } = match &job.spare {
+        Some(spare) => spare.clone(),
         None => {
             let kind = if job.spec.agentd.share_pid { SpareKind::SharedPid } else { SpareKind::Own };
             // what is left of an attempt that the daemon did not survive
@@ -165,6 +166,7 @@ async fn prepare(job: &Job) -> Result<Prepared, Failure> {
         };
         let oom_before = host.memory.oom_kills(&cgroup).unwrap_or(0);
         host.prepare(&context, &mut launch).map_err(launch_failed)?;
+        host.driver.attach_on_demand(&cgroup, pid as i32).map_err(launch_failed)?;
         Ok::<_, Failure>(Prepared { cgroup, launch, oom_before })
     })
     .await

@@ -191,10 +191,8 @@ impl Image {
 fn program_layer(binary: &Path) -> io::Result<Vec<Entry>> {
     let mut program = Vec::new();
     File::open(binary)?.read_to_end(&mut program)?;
-    let mut entries = vec![
-        Entry::folder("bin/"),
-        Entry { path: "bin/testbox".to_owned(), content: Content::File(0o755, program) },
-    ];
+    let mut entries =
+        vec![Entry::folder("bin/"), Entry { path: "bin/testbox".to_owned(), content: Content::File(0o755, program) }];
     entries.extend(program::LINKS.iter().map(|name| Entry::link(&format!("bin/{name}"), "testbox")));
     entries.extend([
         Entry::folder("etc/"),
@@ -248,7 +246,8 @@ fn header(path: &str, kind: EntryType, mode: u32, size: usize) -> io::Result<Hea
     let mut header = Header::new_gnu();
     let name = &mut header.as_gnu_mut().ok_or_else(|| io::Error::other("a new GNU header is a GNU header"))?.name;
     if path.len() >= name.len() {
-        let problem = format!("{path} has {} bytes, at most {} fit in a test image's entry", path.len(), name.len() - 1);
+        let problem =
+            format!("{path} has {} bytes, at most {} fit in a test image's entry", path.len(), name.len() - 1);
         return Err(io::Error::new(io::ErrorKind::InvalidInput, problem));
     }
     name[..path.len()].copy_from_slice(path.as_bytes());
@@ -298,7 +297,8 @@ mod tests {
         write(&layout, "cache", &binary, &Config::command(&["cache"])).unwrap();
         write(&layout, "cache", &binary, &Config::command(&["cache", "--port", "1"])).unwrap();
         let index = read(&layout.join("index.json"));
-        let names: Vec<_> = index["manifests"].as_array().unwrap().iter().map(|m| &m["annotations"][REFERENCE]).collect();
+        let names: Vec<_> =
+            index["manifests"].as_array().unwrap().iter().map(|m| &m["annotations"][REFERENCE]).collect();
         assert_eq!(names, ["web", "cache"]);
         for blob in fs::read_dir(layout.join("blobs/sha256")).unwrap() {
             let blob = blob.unwrap();

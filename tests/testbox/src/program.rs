@@ -5,7 +5,8 @@ use std::process::Command;
 
 /// Names under which an image has the program besides `/bin/testbox`: one for each applet that a pod starts by name.
 pub const LINKS: &[&str] = &[
-    "cache", "cat", "connect", "echo", "env", "exit", "false", "get", "hold", "ls", "sleep", "spin", "steps", "true", "web",
+    "cache", "cat", "connect", "echo", "env", "exit", "false", "get", "hold", "ls", "sleep", "spin", "steps", "true",
+    "web",
 ];
 
 /// The flags of the static build, as the daemon's build script has them for pod-init.

@@ -3,9 +3,11 @@
 //! The archive is not unpacked: its members are found by their headers, and layers are read from where they lie, several
 //! at a time. A compressed archive is first decompressed into the store's `tmp/`.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::io::{self, Read, Seek};
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 use serde::Deserialize;
 
@@ -18,6 +20,8 @@ use crate::manifest;
 use crate::settings::Limits;
 use crate::unpack::Compression;
 
+/// Bytes of headers before one member.
+const BUDGET: u64 = 1 << 20;
 /// Members an archive may have.
 const MEMBERS: usize = 100_000;
 
@@ -31,7 +35,10 @@ pub(crate) struct Archive {
 
 #[derive(Debug)]
 enum Member {
-    File { offset: u64, length: u64 },
+    File {
+        offset: u64,
+        length: u64,
+    },
     /// Older versions of docker save store a repeated layer once and link to it.
     Link(String),
 }
@@ -112,7 +119,8 @@ impl Archive {
         if self.members.contains_key("oci-layout") {
             return layout::plan(self, None, reference, limits);
         }
-        Err(self.wrong("it has neither manifest.json nor oci-layout; expected the output of docker save or an OCI layout"))
+        Err(self
+            .wrong("it has neither manifest.json nor oci-layout; expected the output of docker save or an OCI layout"))
     }
 
     fn wrong(&self, message: impl Into<String>) -> ImageError {
@@ -139,12 +147,11 @@ impl Archive {
                 )));
             }
         };
-        let names = match wanted {
-            Some(name) => vec![name],
-            None => {
-                let tags = image.repo_tags.iter().flatten();
-                tags.map(|tag| crate::reference::normalise(tag)).collect::<Result<Vec<_>>>()?
-            }
+        let names = if let Some(name) = wanted {
+            vec![name]
+        } else {
+            let tags = image.repo_tags.iter().flatten();
+            tags.map(|tag| crate::reference::normalise(tag)).collect::<Result<Vec<_>>>()?
         };
         let Some(name) = names.first().cloned() else {
             return Err(self.wrong("the image carries no name; give a reference"));
@@ -183,23 +190,47 @@ impl Archive {
     }
 }
 
+/// Reads no more than a budget, which whoever looks on renews.
+struct Metered {
+    inner: super::BlobReader,
+    budget: Rc<Cell<u64>>,
+}
+
+impl Read for Metered {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let found = self.inner.read(buffer)? as u64;
+        let left = self.budget.get().checked_sub(found);
+        self.budget.set(left.ok_or_else(|| io::Error::other(format!("more than {BUDGET} bytes of headers")))?);
+        Ok(found as usize)
+    }
+}
+
+impl Seek for Metered {
+    fn seek(&mut self, to: io::SeekFrom) -> io::Result<u64> {
+        self.inner.seek(to)
+    }
+}
+
 fn members(path: &Path, blob: &Blob) -> Result<HashMap<String, Member>> {
     let wrong = |error: io::Error| ImageError::Source {
         path: path.to_owned(),
         message: format!("no readable tar archive ({error}); expected the output of docker save or an OCI layout"),
     };
     let mut members = HashMap::new();
-    let mut archive = tar::Archive::new(blob.reader());
+    // Long names and extension headers are read into memory: bounded between one member and the next.
+    let budget = Rc::new(Cell::new(BUDGET));
+    let mut archive = tar::Archive::new(Metered { inner: blob.reader(), budget: Rc::clone(&budget) });
     for entry in archive.entries_with_seek().map_err(wrong)? {
         let entry = entry.map_err(wrong)?;
+        budget.set(BUDGET);
         let name = clean(&String::from_utf8_lossy(&entry.path_bytes()));
         let member = match entry.header().entry_type() {
             tar::EntryType::Regular | tar::EntryType::Continuous => {
                 Member::File { offset: entry.raw_file_position(), length: entry.size() }
             }
-            tar::EntryType::Symlink => {
-                Member::Link(entry.link_name_bytes().map(|link| String::from_utf8_lossy(&link).into_owned()).unwrap_or_default())
-            }
+            tar::EntryType::Symlink => Member::Link(
+                entry.link_name_bytes().map(|link| String::from_utf8_lossy(&link).into_owned()).unwrap_or_default(),
+            ),
             // Seen from the archive's root rather than from the link.
             tar::EntryType::Link => {
                 let target = entry.link_name_bytes().map(|link| String::from_utf8_lossy(&link).into_owned());
@@ -227,8 +258,7 @@ fn members(path: &Path, blob: &Blob) -> Result<HashMap<String, Member>> {
 
 fn decompress(path: &Path, from: impl Read, spool: &Path, limits: &Limits) -> Result<Blob> {
     let most = limits.layer_bytes;
-    let mut file =
-        std::fs::File::create_new(spool).map_err(|error| ImageError::io("create", spool, error))?;
+    let mut file = std::fs::File::create_new(spool).map_err(|error| ImageError::io("create", spool, error))?;
     let opened = Blob::whole(spool);
     // The name is no longer needed, and a crash must not leave gigabytes behind.
     let _ = std::fs::remove_file(spool);

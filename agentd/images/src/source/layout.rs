@@ -49,9 +49,10 @@ fn full_name(descriptor: &Descriptor) -> Option<String> {
 fn has_tag(descriptor: &Descriptor, wanted: &str) -> bool {
     let Some(annotations) = descriptor.annotations() else { return false };
     let whole = crate::reference::normalise(wanted).ok();
-    [TAG, CONTAINERD_NAME].iter().filter_map(|key| annotations.get(*key)).any(|name| {
-        name == wanted || (whole.is_some() && crate::reference::normalise(name).ok() == whole)
-    })
+    [TAG, CONTAINERD_NAME]
+        .iter()
+        .filter_map(|key| annotations.get(*key))
+        .any(|name| name == wanted || (whole.is_some() && crate::reference::normalise(name).ok() == whole))
 }
 
 /// Finds the image in a layout. `tag` selects among several; `reference` is the name to store it under.

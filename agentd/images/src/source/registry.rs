@@ -163,7 +163,7 @@ impl Session {
         let mut failures = 0;
         while (bytes.len() as u64) < blob.size {
             bytes.clear();
-            let result = self.client.pull_blob_stream(&self.reference, &*blob.digest.as_str()).await;
+            let result = self.client.pull_blob_stream(&self.reference, blob.digest.as_str()).await;
             let mut stream = result.map_err(|error| self.failed(&error, Some(&blob.digest)))?;
             let mut problem = String::from("the connection closed early");
             while let Some(piece) = stream.next().await {
@@ -223,11 +223,7 @@ impl Session {
             partial.reset().await?;
             if !resumed {
                 partial.remove();
-                return Err(self.wrong_digest(
-                    &format!("blob {}", blob.digest),
-                    blob.digest.as_str(),
-                    found.as_str(),
-                ));
+                return Err(self.wrong_digest(&format!("blob {}", blob.digest), blob.digest.as_str(), found.as_str()));
             }
             // The part on disk may have been the damaged one: once more from the start.
             tracing::warn!(registry = %self.host, blob = %blob.digest, "resumed blob is damaged; starting over");

@@ -123,11 +123,7 @@ impl<'a> Applier<'a> {
     }
 
     /// Creates something, in the place of what an earlier entry has put there.
-    fn create(
-        &mut self,
-        path: &LayerPath,
-        make: impl Fn(&OwnedFd) -> Result<(), Errno>,
-    ) -> Result<Rc<OwnedFd>, Fault> {
+    fn create(&mut self, path: &LayerPath, make: impl Fn(&OwnedFd) -> Result<(), Errno>) -> Result<Rc<OwnedFd>, Fault> {
         let parent = self.folders.folder(path.parent())?;
         let result = match make(&parent) {
             Err(Errno::EXIST) => {
@@ -189,8 +185,7 @@ impl<'a> Applier<'a> {
             }
             result => result,
         };
-        let mut file =
-            File::from(opened.map_err(|error| Fault::io(format!("create {}", shown(path.bytes())), error))?);
+        let mut file = File::from(opened.map_err(|error| Fault::io(format!("create {}", shown(path.bytes())), error))?);
         let failed = |error: std::io::Error| Fault::io(format!("write {}", shown(path.bytes())), error);
         if let Some(map) = &entry.sparse {
             for (offset, length) in map {
@@ -352,7 +347,7 @@ fn owner(entry: &Entry) -> Result<(Uid, Gid), Fault> {
     Ok((Uid::from_raw(entry.uid), Gid::from_raw(entry.gid)))
 }
 
-fn stamps((tv_sec, tv_nsec): (i64, i64)) -> Timestamps {
-    let time = Timespec { tv_sec, tv_nsec };
+fn stamps((seconds, nanoseconds): (i64, i64)) -> Timestamps {
+    let time = Timespec { tv_sec: seconds, tv_nsec: nanoseconds };
     Timestamps { last_access: time, last_modification: time }
 }

@@ -263,7 +263,9 @@ impl<R: BufRead> Entries<R> {
             .map(|(at, byte)| if (148..156).contains(&at) { 32 } else { u32::from(*byte) })
             .sum::<u32>();
         if header.cksum().ok() != Some(sum) {
-            return Err(Fault::Damaged("a header's checksum is wrong; this is no tar archive, or it is damaged".into()));
+            return Err(Fault::Damaged(
+                "a header's checksum is wrong; this is no tar archive, or it is damaged".into(),
+            ));
         }
         Ok(Some(header))
     }

@@ -143,7 +143,9 @@ impl Folders {
     fn unreachable(path: &[u8], error: Errno) -> Fault {
         match error {
             Errno::LOOP => Fault::refused(path, "a parent folder is a symbolic link that leads nowhere"),
-            Errno::NAMETOOLONG => Fault::refused(path, format!("it lies more than the allowed number of folders deep once links are followed")),
+            Errno::NAMETOOLONG => {
+                Fault::refused(path, "it lies more than the allowed number of folders deep once links are followed")
+            }
             Errno::NOSYS => Fault::io("open a folder of the layer by openat2 (Linux 5.6 or later is needed)", error),
             error => Fault::io(format!("open folder {} of the layer", super::fault::shown(path)), error),
         }
@@ -166,7 +168,7 @@ impl Folders {
             }
         };
         // Through links a layer can lie deeper than any of its paths is long; deleting it must stay possible.
-        if depth(&folder)?.saturating_sub(depth(&*self.root)?) > self.deepest {
+        if depth(&folder)?.saturating_sub(depth(&self.root)?) > self.deepest {
             return Err(Errno::NAMETOOLONG);
         }
         Ok(folder)
@@ -202,7 +204,7 @@ impl Folders {
 /// Number of folders above, as the kernel tells it.
 fn depth(folder: &OwnedFd) -> Result<usize, Errno> {
     let link = rustix::fs::readlink(format!("/proc/self/fd/{}", folder.as_raw_fd()), Vec::new())?;
-    Ok(link.to_bytes().iter().filter(|byte| **byte == b'/').count())
+    Ok(link.to_bytes().split(|byte| *byte == b'/').count())
 }
 
 /// Puts an opaque folder where a whiteout is.
@@ -217,7 +219,10 @@ pub(super) fn replace_whiteout(parent: &OwnedFd, name: &[u8], mode: Mode) -> Res
 /// Marks a folder as hiding what lies in the layers beneath.
 pub(super) fn opaque(parent: &OwnedFd, name: &[u8]) -> Result<(), Fault> {
     rustix::fs::lsetxattr(below(parent, name), OPAQUE, b"y", XattrFlags::empty()).map_err(|error| {
-        Fault::io(format!("set {OPAQUE} on {} (needs root and a disk with extended attributes)", super::fault::shown(name)), error)
+        Fault::io(
+            format!("set {OPAQUE} on {} (needs root and a disk with extended attributes)", super::fault::shown(name)),
+            error,
+        )
     })
 }
 

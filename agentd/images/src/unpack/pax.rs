@@ -27,9 +27,8 @@ pub(super) fn parse(mut bytes: &[u8]) -> Result<Pax, Fault> {
         bytes = rest;
         let text = std::str::from_utf8(value).unwrap_or_default();
         let number = || {
-            text.parse::<u64>().map_err(|_| {
-                Fault::Damaged(format!("PAX record {} is no number: {text:?}", super::fault::shown(key)))
-            })
+            text.parse::<u64>()
+                .map_err(|_| Fault::Damaged(format!("PAX record {} is no number: {text:?}", super::fault::shown(key))))
         };
         match key {
             b"path" => pax.path = Some(value.to_vec()),

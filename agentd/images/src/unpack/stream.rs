@@ -62,7 +62,7 @@ fn hex(hasher: Sha256) -> String {
 /// Bytes of a tar archive as they come out of the decompressor.
 #[derive(Debug)]
 pub(crate) struct Chunks {
-    chunks: Receiver<io::Result<Vec<u8>>>,
+    incoming: Receiver<io::Result<Vec<u8>>>,
     used: SyncSender<Vec<u8>>,
     current: Vec<u8>,
     at: usize,
@@ -88,7 +88,7 @@ impl BufRead for Chunks {
                     Ok(()) | Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {}
                 }
             }
-            if let Ok(next) = self.chunks.recv() {
+            if let Ok(next) = self.incoming.recv() {
                 self.current = next?;
                 self.hasher.update(&self.current);
                 self.total += self.current.len() as u64;
@@ -123,7 +123,7 @@ pub(crate) fn inflate<'scope>(
     cancelled: &'scope AtomicBool,
     passed: &'scope (dyn Fn(u64) + Sync),
 ) -> io::Result<(Chunks, ScopedJoinHandle<'scope, io::Result<String>>)> {
-    let (sender, chunks) = sync_channel(CHUNKS);
+    let (sender, incoming) = sync_channel(CHUNKS);
     let (used, recycled) = sync_channel(CHUNKS);
     let thread = std::thread::Builder::new().name("image-inflate".into()).spawn_scoped(scope, move || {
         let hashing = Hashing { inner: blob, hasher: Sha256::new(), cancelled, passed };
@@ -137,7 +137,7 @@ pub(crate) fn inflate<'scope>(
             }
         }
     })?;
-    let stream = Chunks { chunks, used, current: Vec::new(), at: 0, hasher: Sha256::new(), total: 0, bound };
+    let stream = Chunks { incoming, used, current: Vec::new(), at: 0, hasher: Sha256::new(), total: 0, bound };
     Ok((stream, thread))
 }
 
@@ -171,11 +171,7 @@ fn pump<R: Read>(
     Ok(hex(blob.hasher))
 }
 
-fn copy(
-    mut from: impl Read,
-    sender: &SyncSender<io::Result<Vec<u8>>>,
-    recycled: &Receiver<Vec<u8>>,
-) -> io::Result<()> {
+fn copy(mut from: impl Read, sender: &SyncSender<io::Result<Vec<u8>>>, recycled: &Receiver<Vec<u8>>) -> io::Result<()> {
     loop {
         let mut chunk = recycled.try_recv().unwrap_or_default();
         chunk.resize(CHUNK, 0);

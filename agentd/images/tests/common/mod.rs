@@ -113,7 +113,8 @@ impl TestImage {
             (true, Packing::Plain) => "application/vnd.docker.image.rootfs.diff.tar",
             (true, Packing::Gzip) => "application/vnd.docker.image.rootfs.diff.tar.gzip",
         };
-        let (manifest_type, config_type) = if docker { (DOCKER_MANIFEST, DOCKER_CONFIG) } else { (OCI_MANIFEST, OCI_CONFIG) };
+        let (manifest_type, config_type) =
+            if docker { (DOCKER_MANIFEST, DOCKER_CONFIG) } else { (OCI_MANIFEST, OCI_CONFIG) };
         let manifest = serde_json::json!({
             "schemaVersion": 2, "mediaType": manifest_type,
             "config": {"mediaType": config_type, "digest": digest(&config), "size": config.len()},
@@ -139,7 +140,7 @@ impl TestImage {
     }
 
     /// Descriptor in an index.
-    pub fn descriptor(&self, extra: serde_json::Value) -> serde_json::Value {
+    pub fn descriptor(&self, extra: &serde_json::Value) -> serde_json::Value {
         let mut descriptor =
             serde_json::json!({"mediaType": OCI_MANIFEST, "digest": self.digest(), "size": self.manifest.len()});
         for (key, value) in extra.as_object().unwrap() {
@@ -169,7 +170,7 @@ const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
 
 /// Files of an OCI layout with images and the annotations of each.
 pub fn layout_files(images: &[(&TestImage, serde_json::Value)]) -> Vec<(String, Vec<u8>)> {
-    let manifests: Vec<_> = images.iter().map(|(image, extra)| image.descriptor(extra.clone())).collect();
+    let manifests: Vec<_> = images.iter().map(|(image, extra)| image.descriptor(extra)).collect();
     let index = serde_json::json!({"schemaVersion": 2, "manifests": manifests});
     let mut files = vec![
         ("oci-layout".to_owned(), br#"{"imageLayoutVersion":"1.0.0"}"#.to_vec()),

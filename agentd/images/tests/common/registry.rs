@@ -107,9 +107,12 @@ impl Registry {
     fn answer(&self, request: &Request<Incoming>) -> Response<Body> {
         let path = request.uri().path().to_owned();
         let header = |name: &str| request.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
-        let plain = |status: StatusCode, text: &'static str| Response::builder().status(status).body(body(text)).unwrap();
+        let plain =
+            |status: StatusCode, text: &'static str| Response::builder().status(status).body(body(text)).unwrap();
         if path == "/token" {
-            if self.manners.locked || self.manners.login.clone().map(|login| format!("Basic {login}")) != header("authorization") {
+            if self.manners.locked
+                || self.manners.login.clone().map(|login| format!("Basic {login}")) != header("authorization")
+            {
                 return plain(StatusCode::UNAUTHORIZED, "bad\ncredentials");
             }
             return plain(StatusCode::OK, r#"{"token":"let-me-in"}"#);
@@ -184,15 +187,13 @@ impl Registry {
             if let Some(slow) = slow {
                 tokio::time::sleep(slow).await;
             }
-            match pieces.next() {
-                Some(piece) => Some((Ok(Frame::data(piece)), (pieces, cut))),
-                None => {
-                    // Lets what was sent arrive before the connection breaks.
-                    let error = cut.take()?;
-                    tokio::time::sleep(Duration::from_millis(50)).await;
-                    Some((Err(error), (pieces, None)))
-                }
+            if let Some(piece) = pieces.next() {
+                return Some((Ok(Frame::data(piece)), (pieces, cut)));
             }
+            // Lets what was sent arrive before the connection breaks.
+            let error = cut.take()?;
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            Some((Err(error), (pieces, None)))
         });
         response.header("content-length", length).body(BodyExt::boxed_unsync(StreamBody::new(stream))).unwrap()
     }

@@ -83,13 +83,8 @@ impl Partial {
 
 fn open(path: &Path, size: u64) -> Result<(std::fs::File, Sha256, u64)> {
     let failed = |error| ImageError::io("open", path, error);
-    let mut file = std::fs::OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .open(path)
-        .map_err(failed)?;
+    let mut file =
+        std::fs::OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path).map_err(failed)?;
     let mut hasher = Sha256::new();
     let mut have = file.metadata().map_err(failed)?.len();
     if have > size {
