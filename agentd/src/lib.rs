@@ -13,6 +13,8 @@ pub mod admission;
 pub mod api;
 pub mod checkpoint;
 pub mod config;
+pub mod daemon;
+pub mod ctl;
 pub mod doctor;
 pub mod events;
 pub mod failpoint;

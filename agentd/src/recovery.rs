@@ -204,7 +204,7 @@ async fn hold_images(node: &Node, records: impl Iterator<Item = &Record>) {
             let image = Image { force_pull: false, ..image };
             // a pull that had not come to its end goes on with the container's launch
             if let Some(found) = node.host.images.image(&image.id) {
-                if let Err(error) = node.host.images.hold(&found.reference, &record.id) {
+                if let Err(error) = node.host.images.hold(&found.digest, &record.id) {
                     tracing::warn!(instance = record.id, "{error}");
                 }
             }

@@ -135,14 +135,9 @@ impl Sandboxes {
         kind: SpareKind,
     ) -> Result<Spare, String> {
         let cgroup = Arc::new(self.driver.create_container(id, slot).map_err(|e| e.to_string())?);
-        let pid = init.spare(slot, kind, cgroup.init_dir()).await.map_err(|e| format!("fork a spare: {e}"))?;
-        // a write to a v1 cgroup.procs may stall for a grace period of RCU: not on the runtime's threads
-        let driver = Arc::clone(&self.driver);
-        let attached = Arc::clone(&cgroup);
-        tokio::task::spawn_blocking(move || driver.attach(&attached, pid as i32))
-            .await
-            .map_err(|e| e.to_string())?
-            .map_err(|e| e.to_string())?;
+        let tasks = self.driver.task_files(&cgroup).map_err(|e| e.to_string())?;
+        let pid =
+            init.spare(slot, kind, cgroup.init_dir(), &tasks).await.map_err(|e| format!("fork a spare: {e}"))?;
         Ok(Spare { cgroup, pid })
     }
 

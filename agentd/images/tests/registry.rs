@@ -380,3 +380,54 @@ async fn docker_registry_and_skopeo() {
     assert_eq!(imported.layers, pulled.layers);
     server.kill().await.unwrap();
 }
+
+/// A registry with a private authority: refused without it, pulled from with it.
+#[tokio::test]
+async fn a_private_authority_is_trusted_when_set() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let script = "set -e
+        openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout ca.key -out ca.pem -days 2 -subj /CN=ca
+        openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout leaf.key -out leaf.csr -subj /CN=leaf
+        printf 'subjectAltName=IP:127.0.0.1\nbasicConstraints=CA:FALSE\n' > ext
+        openssl x509 -req -in leaf.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -extfile ext -out leaf.pem";
+    let made = std::process::Command::new("sh").args(["-c", script]).current_dir(folder.path()).output().unwrap();
+    let has_registry = std::env::var_os("PATH")
+        .is_some_and(|paths| std::env::split_paths(&paths).any(|folder| folder.join("docker-registry").exists()));
+    if !made.status.success() || !has_registry {
+        eprintln!("skipped because openssl or docker-registry is not installed");
+        return;
+    }
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let config = format!(
+        "version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\n\
+         http: {{addr: '127.0.0.1:{port}', tls: {{certificate: {}, key: {}}}}}\n",
+        path("registry").display(),
+        path("leaf.pem").display(),
+        path("leaf.key").display()
+    );
+    std::fs::write(path("config.yml"), config).unwrap();
+    let mut server = tokio::process::Command::new("docker-registry");
+    server.arg("serve").arg(path("config.yml")).stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
+    let mut server = server.kill_on_drop(true).spawn().unwrap();
+    for _ in 0..200 {
+        if tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_ok() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let host = format!("127.0.0.1:{port}");
+    let mut trusting = settings();
+    trusting.certificate_authorities.insert(host.clone(), path("ca.pem"));
+    let store = Store::open(&path("trusting"), trusting).unwrap();
+    // The registry is empty: that it says so, and nothing of certificates, shows that it is trusted.
+    let error = store.pull(&format!("{host}/app"), false, quiet()).await.unwrap_err();
+    assert!(matches!(error, ImageError::NotFound { .. }), "{error}");
+    let mut other = settings();
+    std::fs::copy(path("leaf.pem"), path("other.pem")).unwrap();
+    other.certificate_authorities.insert(host.clone(), path("other.pem"));
+    let store = Store::open(&path("distrusting"), other).unwrap();
+    let error = store.pull(&format!("{host}/app"), false, quiet()).await.unwrap_err();
+    assert!(matches!(&error, ImageError::Registry { message, .. } if message.contains("certificate")), "{error}");
+    server.kill().await.unwrap();
+}

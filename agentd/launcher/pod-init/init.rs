@@ -335,7 +335,7 @@ impl PodInit {
     }
 
     fn fork_spare(&mut self, key: u32, kind: SpareKind, fds: &[OwnedFd]) -> Step<(u32, OwnedFd)> {
-        let [cgroup] = fds else { return Err(refused("spare: expected one descriptor")) };
+        let [cgroup, tasks @ ..] = fds else { return Err(refused("spare: expected a cgroup")) };
         if self.process(key).is_some() {
             return Err(refused("spare: the key is in use"));
         }
@@ -353,7 +353,7 @@ impl PodInit {
             SpareKind::Join { .. } => 0,
         };
         if kind == SpareKind::SharedPid {
-            self.enter_shared_pid(cgroup.as_fd())?;
+            self.enter_shared_pid()?;
         }
         let (ours, theirs) = socket::pair().map_err(|_| failed("socketpair"))?;
         let cloned = sys::clone3(flags, Some(cgroup.as_fd()), "clone3 of a spare into its cgroup");
@@ -364,6 +364,7 @@ impl PodInit {
         }
         match cloned? {
             Cloned::Child => {
+                join_cgroups(&theirs, tasks);
                 let mut keep = vec![theirs.as_raw_fd()];
                 keep.extend(target.as_ref().map(AsRawFd::as_raw_fd));
                 keep.sort_unstable();
@@ -391,8 +392,9 @@ impl PodInit {
         }
     }
 
-    /// Makes the next fork land in the pod's shared pid namespace, made on first use with a pause process as its 1.
-    fn enter_shared_pid(&mut self, cgroup: BorrowedFd<'_>) -> Step<()> {
+    /// Makes the next fork land in the pod's shared pid namespace, made on first use with a pause process as its 1. The
+    /// pause process stays in pod-init's cgroup: no container's end takes it along.
+    fn enter_shared_pid(&mut self) -> Step<()> {
         if self.own.is_none() {
             // SAFETY: plain integers; the result is a new descriptor.
             let fd = check(unsafe { libc::syscall(libc::SYS_pidfd_open, libc::getpid(), 0) }, "pidfd_open of itself")?;
@@ -400,7 +402,7 @@ impl PodInit {
             self.own = Some(unsafe { OwnedFd::from_raw_fd(fd as RawFd) });
         }
         if self.pause.is_none() {
-            match sys::clone3(libc::CLONE_NEWPID, Some(cgroup), "clone3 of the pause process")? {
+            match sys::clone3(libc::CLONE_NEWPID, None, "clone3 of the pause process")? {
                 Cloned::Child => crate::container::pause(),
                 Cloned::Parent { pidfd, .. } => self.pause = Some(pidfd),
             }
@@ -546,6 +548,16 @@ impl PodInit {
         let dir = self.exits.as_raw_fd();
         // SAFETY: both names are NUL-terminated.
         unsafe { libc::renameat(dir, temporary.as_ptr(), dir, name.as_ptr()) };
+    }
+}
+
+/// A spare's first deed: it moves itself into its v1 cgroups. If it cannot, nothing else of it may run.
+fn join_cgroups(socket: &OwnedFd, tasks: &[OwnedFd]) {
+    for file in tasks {
+        if let Err(Failure { stage, errno }) = sys::write_all(file.as_fd(), b"0", "join a v1 cgroup") {
+            let _ = socket::send(socket.as_fd(), &Reply::Failed { stage, errno }.encode(0), &[], true);
+            sys::exit(127);
+        }
     }
 }
 

@@ -39,7 +39,8 @@ pub enum Request {
         /// The name, at most 64 bytes.
         name: String,
     },
-    /// Fork a spare. Descriptor: cgroup2 directory. Answer: [`Reply::Process`] and its pidfd.
+    /// Fork a spare. Descriptors: cgroup2 directory, then the `tasks` files of v1 cgroups that the spare joins by itself.
+    /// Answer: [`Reply::Process`] and its pidfd.
     Spare {
         /// Its key; must be free.
         key: u32,

@@ -119,15 +119,10 @@ async fn run(
     mut ended: mpsc::UnboundedReceiver<Ended>,
 ) -> Result<CommandExit, String> {
     let directory = host.driver.create_exec(cgroup, name).map_err(|e| e.to_string())?;
-    let pid = init
-        .spare(key, SpareKind::Join { key: slot }, directory.as_fd())
+    let tasks = host.driver.task_files(cgroup).map_err(|e| e.to_string())?;
+    init.spare(key, SpareKind::Join { key: slot }, directory.as_fd(), &tasks)
         .await
         .map_err(|e| format!("the command could not be started: {e}"))?;
-    let (driver, attached) = (Arc::clone(&host.driver), Arc::clone(cgroup));
-    tokio::task::spawn_blocking(move || driver.attach(&attached, pid as i32))
-        .await
-        .map_err(|e| e.to_string())?
-        .map_err(|e| e.to_string())?;
     let null = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null").map_err(|e| e.to_string())?;
     init.start_with(key, &plan.encode(), [null.as_fd(), null.as_fd(), null.as_fd()])
         .await

@@ -124,9 +124,16 @@ impl PodInit {
         self.done(Request::Hostname { name: name.to_owned() }, &[]).await.map(drop)
     }
 
-    /// Forks a spare into `cgroup`; returns its process id.
-    pub async fn spare(&self, key: u32, kind: SpareKind, cgroup: BorrowedFd<'_>) -> Result<u32, LaunchError> {
-        self.process(Request::Spare { key, kind }, &[cgroup]).await.map(|(pid, _)| pid)
+    /// Forks a spare into `cgroup`, which then joins v1 cgroups through their `tasks` files; returns its process id.
+    pub async fn spare(
+        &self,
+        key: u32,
+        kind: SpareKind,
+        cgroup: BorrowedFd<'_>,
+        tasks: &[OwnedFd],
+    ) -> Result<u32, LaunchError> {
+        let fds: Vec<BorrowedFd<'_>> = std::iter::once(cgroup).chain(tasks.iter().map(AsFd::as_fd)).collect();
+        self.process(Request::Spare { key, kind }, &fds).await.map(|(pid, _)| pid)
     }
 
     /// Starts a container in a spare. Returns its process id and the read ends of its standard output and error.

@@ -225,6 +225,21 @@ impl Driver {
         self.attach_on_demand(container, pid)
     }
 
+    /// The `tasks` files of the container's cgroups in the v1 trees, open for writing, for a single-threaded process that
+    /// joins by itself: writing "0" there moves the writing thread alone, for which the kernel takes no lock of all
+    /// thread groups and so waits for no RCU grace period (`cgroup_procs_write_start` in kernel/cgroup/cgroup.c), unlike
+    /// [`Driver::attach`]. Empty on a host with cgroup v2 only.
+    pub fn task_files(&self, container: &ContainerCgroup) -> Result<Vec<OwnedFd>, IsolatorError> {
+        let bits = container.on_demand.load(Ordering::Acquire);
+        let wanted = self.v1.iter().enumerate().filter(|(index, v1)| v1.always || bits & (1 << index) != 0);
+        wanted
+            .map(|(_, V1 { tree, .. })| {
+                let file = format!("{}/tasks", container.path);
+                tree.open_for_write(&file).map_err(|e| tree.error(NAME, "open", &file, e))
+            })
+            .collect()
+    }
+
     /// Moves a process into the cgroups that `prepare` of an isolator made on demand (cpuset, blkio, hugetlb of v1).
     /// To be called once more after all `prepare`s for a process that was attached before; free if there are none.
     pub fn attach_on_demand(&self, container: &ContainerCgroup, pid: i32) -> Result<(), IsolatorError> {

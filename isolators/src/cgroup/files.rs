@@ -78,6 +78,11 @@ impl Tree {
         rustix::fs::openat(&self.root, path, flags, Mode::empty())
     }
 
+    /// Opens a file for writing.
+    pub(super) fn open_for_write(&self, path: &str) -> Result<OwnedFd> {
+        rustix::fs::openat(&self.root, path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
+    }
+
     /// Inode number of a directory, which is the cgroup's id.
     pub(super) fn inode(&self, path: &str) -> Result<u64> {
         Ok(rustix::fs::statat(&self.root, path, AtFlags::SYMLINK_NOFOLLOW)?.st_ino)

@@ -1,0 +1,44 @@
+//! Standard output: a reader that goes away is no failure.
+
+use std::io::{ErrorKind, Write};
+
+use super::arguments::Form;
+use super::failure::{Failure, Result};
+
+/// Where answers are written.
+#[derive(Debug)]
+pub struct Output {
+    form: Form,
+}
+
+impl Output {
+    /// Standard output.
+    pub fn new(form: Form) -> Self {
+        Self { form }
+    }
+
+    /// Whether JSON is wanted.
+    pub fn json(&self) -> bool {
+        self.form == Form::Json
+    }
+
+    /// Writes bytes as they are, at once.
+    pub fn raw(&mut self, bytes: &[u8]) -> Result<()> {
+        let mut stdout = std::io::stdout().lock();
+        stdout.write_all(bytes).and_then(|()| stdout.flush()).map_err(|error| match error.kind() {
+            ErrorKind::BrokenPipe => Failure::Enough,
+            _ => Failure::failed(format!("standard output: {error}")),
+        })
+    }
+
+    /// Writes a line.
+    pub fn line(&mut self, text: &str) -> Result<()> {
+        self.raw(format!("{text}\n").as_bytes())
+    }
+
+    /// Writes a body of the API unchanged, with a line break after it where it has none.
+    pub fn body(&mut self, bytes: &[u8]) -> Result<()> {
+        self.raw(bytes)?;
+        if bytes.is_empty() || bytes.ends_with(b"\n") { Ok(()) } else { self.raw(b"\n") }
+    }
+}
