@@ -185,6 +185,7 @@ impl Host {
             isolator.check(pod, &mut violations);
         }
         self.network.check(pod, &mut violations);
+        crate::placement::check(pod, self.hostname(), &mut violations);
         violations
     }
 

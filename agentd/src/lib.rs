@@ -24,6 +24,7 @@ pub mod launch;
 pub mod layout;
 pub mod lifecycle;
 pub mod node;
+pub mod placement;
 pub mod pool;
 pub mod recovery;
 pub mod sandbox;

@@ -4,7 +4,7 @@
 //! One task refills; [`Pool::claim`] takes a ready one or, when there is none, makes one on the spot.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -24,7 +24,34 @@ pub struct Pool {
     open: AtomicBool,
     /// Held while a sandbox is being made for the pool.
     filling: tokio::sync::Mutex<()>,
+    /// Starts and ends of pods under way; the pool fills when there are none.
+    busy: Arc<Busy>,
 }
+
+/// Counts what the filling of the pool gives way to: it takes the same locks of the kernel (namespaces, cgroups) and
+/// CPU time as the starts that it is to speed up.
+#[derive(Debug, Default)]
+struct Busy {
+    count: AtomicUsize,
+    idle: Notify,
+}
+
+/// While it lives, the pool does not fill (for [`PATIENCE`] at most).
+#[derive(Debug)]
+pub struct Haste(Arc<Busy>);
+
+impl Drop for Haste {
+    fn drop(&mut self) {
+        if self.0.count.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.0.idle.notify_one();
+        }
+    }
+}
+
+/// How long the filling gives way.
+const PATIENCE: Duration = Duration::from_millis(250);
+/// How long it must be quiet before the pool fills.
+const QUIET: Duration = Duration::from_millis(10);
 
 impl Pool {
     /// A pool for `size` sandboxes with `spares` spares each, filled by a task of its own once it is open.
@@ -37,6 +64,7 @@ impl Pool {
             taken: Notify::new(),
             open: AtomicBool::new(false),
             filling: tokio::sync::Mutex::default(),
+            busy: Arc::default(),
         });
         tokio::spawn(refill(Arc::downgrade(&pool)));
         pool
@@ -59,6 +87,29 @@ impl Pool {
     /// Ids of the sandboxes that wait.
     pub fn ids(&self) -> Vec<String> {
         self.ready.lock().unwrap_or_else(PoisonError::into_inner).iter().map(|s| s.id.clone()).collect()
+    }
+
+    /// Keeps the pool from filling while a pod is being started or ended.
+    pub fn haste(&self) -> Haste {
+        self.busy.count.fetch_add(1, Ordering::AcqRel);
+        Haste(Arc::clone(&self.busy))
+    }
+
+    /// Waits until nothing has been under way for [`QUIET`], or [`PATIENCE`] is over.
+    async fn give_way(&self) {
+        let quiet = async {
+            loop {
+                while self.busy.count.load(Ordering::Acquire) > 0 {
+                    self.busy.idle.notified().await;
+                }
+                tokio::time::sleep(QUIET).await;
+                if self.busy.count.load(Ordering::Acquire) == 0 {
+                    return;
+                }
+            }
+        };
+        // an elapsed patience is as good as quiet
+        let _ = tokio::time::timeout(PATIENCE, quiet).await;
     }
 
     /// Begins to fill the pool.
@@ -96,6 +147,7 @@ async fn refill(pool: std::sync::Weak<Pool>) {
             let _ = tokio::time::timeout(Duration::from_secs(60), strong.taken.notified()).await;
             continue;
         }
+        strong.give_way().await;
         match strong.sandboxes.create(strong.spares).await {
             Ok(sandbox) => strong.ready.lock().unwrap_or_else(PoisonError::into_inner).push_back(sandbox),
             Err(error) => {

@@ -20,6 +20,9 @@ use crate::snapshot::Snapshot;
 /// How long a daemon may take to listen, and to end.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// How long nothing may change before a picture counts as that of a daemon at rest.
+const QUIET: Duration = Duration::from_millis(100);
+
 /// Start of the name of every test's folder; the process id of the test follows.
 const PREFIX: &str = "agt-";
 
@@ -144,9 +147,33 @@ impl Daemon {
         Client::new(&self.socket())
     }
 
-    /// What it has on the host now.
+    /// What it has on the host, once its pool is filled and nothing is under way any more. A daemon that has ended is
+    /// taken as it left things.
+    #[track_caller]
     pub fn snapshot(&self) -> Snapshot {
-        Snapshot::take(&self.instance, &self.dir)
+        if self.child.is_none() {
+            return Snapshot::take(&self.instance, &self.dir);
+        }
+        let wanted = self.pool_size();
+        let mut last = Snapshot::take(&self.instance, &self.dir);
+        until("the pool is filled", PATIENCE, || {
+            std::thread::sleep(QUIET);
+            let now = Snapshot::take(&self.instance, &self.dir);
+            let quiet = now == last && now.ready() >= wanted;
+            last = now;
+            quiet.then(|| last.clone())
+        })
+    }
+
+    /// Sandboxes that the daemon keeps ready, as it is configured.
+    fn pool_size(&self) -> usize {
+        let mut command = Command::new(binary("agentd"));
+        self.arguments("check-config", &mut command);
+        let output = command.output().expect("agentd check-config can be run");
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let value = text.lines().find_map(|line| line.strip_prefix("pool_size = "));
+        let digits: String = value.unwrap_or_default().chars().take_while(char::is_ascii_digit).collect();
+        digits.parse().unwrap_or_else(|_| panic!("no pool_size in the effective configuration:\n{text}"))
     }
 
     /// What it has logged, all runs together.
@@ -237,7 +264,15 @@ impl Daemon {
         let log =
             File::options().create(true).append(true).open(self.dir.join("daemon.log")).expect("a log can be made");
         let mut command = Command::new(binary("agentd"));
-        command.arg("run").arg("--dev").arg(&self.dir);
+        self.arguments("run", &mut command);
+        command.current_dir("/").stdin(Stdio::null()).stderr(log.try_clone().expect("a log can be shared")).stdout(log);
+        self.child = Some(command.spawn().expect("agentd can be started"));
+    }
+}
+
+impl Daemon {
+    fn arguments(&self, verb: &str, command: &mut Command) {
+        command.arg(verb).arg("--dev").arg(&self.dir);
         for set in &self.options.sets {
             command.arg("--set").arg(set);
         }
@@ -247,8 +282,6 @@ impl Daemon {
             command.env_remove(name);
         }
         command.envs(self.options.environment.iter().map(|(name, value)| (name, value)));
-        command.current_dir("/").stdin(Stdio::null()).stderr(log.try_clone().expect("a log can be shared")).stdout(log);
-        self.child = Some(command.spawn().expect("agentd can be started"));
     }
 }
 
@@ -279,14 +312,7 @@ fn describe(status: ExitStatus) -> String {
 /// A program that cargo built beside this test, or in `AGENTD_BIN_DIR`.
 #[track_caller]
 pub fn binary(name: &str) -> PathBuf {
-    let folder = std::env::var_os("AGENTD_BIN_DIR").map_or_else(
-        || {
-            let test = std::env::current_exe().expect("a test knows its own path");
-            // target/debug/deps/test-hash
-            test.ancestors().nth(2).expect("a test lies in target/<profile>/deps").to_path_buf()
-        },
-        PathBuf::from,
-    );
+    let folder = std::env::var_os("AGENTD_BIN_DIR").map_or_else(beside_tests, PathBuf::from);
     let path = folder.join(name);
     assert!(
         path.is_file(),
@@ -294,6 +320,12 @@ pub fn binary(name: &str) -> PathBuf {
         path.display()
     );
     path
+}
+
+/// The folder of the programs that cargo built with this test, the tests' own among them: `target/<profile>`.
+pub(crate) fn beside_tests() -> PathBuf {
+    let test = std::env::current_exe().expect("a test knows its own path");
+    test.ancestors().nth(2).expect("a test lies in target/<profile>/deps").to_path_buf()
 }
 
 /// The name that `agentd --dev DIR` gives its instance, asked of the binary itself.

@@ -18,6 +18,7 @@
 //! Each daemon has a folder and thus an instance name of its own, so tests run side by side. Dropping it removes
 //! everything of that instance from the host, also after a test that failed or a daemon that was killed.
 
+pub mod arena;
 mod client;
 mod daemon;
 pub mod host;
@@ -25,9 +26,11 @@ pub mod images;
 pub mod pods;
 mod poll;
 mod snapshot;
+pub mod wire;
 
+pub use arena::Arena;
 pub use client::{Client, Response};
-pub use daemon::{Daemon, Options};
+pub use daemon::{Daemon, Options, binary};
 pub use poll::{eventually, until};
 pub use snapshot::Snapshot;
 

@@ -17,9 +17,11 @@ pub fn once(id: &str, container: Value) -> Value {
     json!({"id": id, "containers": [container], "agentd": {"restart": "never", "isolatedNetwork": true}})
 }
 
-/// A pod that sleeps until it is removed.
+/// A pod that sleeps until it is removed, which it is at once: process 1 has no handler for SIGTERM.
 pub fn sleeper(id: &str) -> Value {
-    shell(id, "exec sleep 1000000")
+    with_container(shell(id, "exec sleep 1000000"), |container| {
+        container["lifecycle"] = json!({"killGracePeriodSeconds": 0.1});
+    })
 }
 
 /// A tenth of a CPU, 64 MiB of memory, 32 MiB of disk.

@@ -51,6 +51,11 @@ impl Snapshot {
         Self { instance: instance.to_owned(), dir: dir.to_path_buf(), lines }
     }
 
+    /// Number of sandboxes that wait in the pool.
+    pub fn ready(&self) -> usize {
+        self.lines.get("file run/pods/ready").map_or(0, |count| *count as usize)
+    }
+
     /// The lines, for a test that asks for something particular.
     pub fn lines(&self) -> impl Iterator<Item = &str> {
         self.lines.keys().map(String::as_str)

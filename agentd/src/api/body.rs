@@ -16,17 +16,14 @@ use super::answer::Refusal;
 /// Largest body that is taken.
 pub const MOST: usize = agentd_api::parse::MAX_BYTES;
 
-/// How long a whole body may take to arrive.
-const PATIENCE: Duration = Duration::from_secs(20);
-
 /// How much of an unwanted body is read and thrown away, so that the client gets to read its answer.
 const DRAIN: usize = 8 << 20;
 
 /// How long that may take.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(2);
 
-/// Reads a JSON body.
-pub async fn read(headers: &HeaderMap, body: &mut Incoming) -> Result<Bytes, Refusal> {
+/// Reads a JSON body that arrives within `patience`.
+pub async fn read(headers: &HeaderMap, body: &mut Incoming, patience: Duration) -> Result<Bytes, Refusal> {
     check_type(headers)?;
     if body.size_hint().lower() > MOST as u64 {
         return Err(too_large());
@@ -46,8 +43,8 @@ pub async fn read(headers: &HeaderMap, body: &mut Incoming) -> Result<Bytes, Ref
         }
         Ok(Bytes::from(pieces))
     };
-    let slow = || Refusal::timed_out(format!("the body did not arrive within {} s; send it faster", PATIENCE.as_secs()));
-    tokio::time::timeout(PATIENCE, collect).await.map_err(|_| slow())?
+    let slow = || Refusal::timed_out(format!("the body did not arrive within {} s; send it faster", patience.as_secs_f64()));
+    tokio::time::timeout(patience, collect).await.map_err(|_| slow())?
 }
 
 /// Reads on in a body that the call did not want, within bounds.

@@ -15,11 +15,22 @@ use super::answer::Refusal;
 use super::backend::Pods;
 use super::handle::{Api, Peer, handle};
 
-/// Connections at a time. One more is told so and closed.
-pub(super) const MOST_CONNECTIONS: usize = 512;
+/// What connections are held to.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Connections at a time. One more is told so and closed.
+    pub connections: usize,
+    /// How long a request's head may take to arrive; a connection without a request is closed after this time, too.
+    pub head: Duration,
+    /// How long a whole body may take to arrive.
+    pub body: Duration,
+}
 
-/// How long a request's head may take to arrive; a connection without a request is closed after this time, too.
-const HEAD_PATIENCE: Duration = Duration::from_secs(20);
+impl Default for Limits {
+    fn default() -> Self {
+        Self { connections: 512, head: Duration::from_secs(20), body: Duration::from_secs(20) }
+    }
+}
 
 /// Largest head of a request, bytes.
 const LARGEST_HEAD: usize = 32 << 10;
@@ -33,11 +44,21 @@ const LAST_ANSWERS: Duration = Duration::from_secs(5);
 /// Serves the API until `shutdown`. Then followers are let go, and requests under way get a moment to be answered; work
 /// that they have begun is not cut short by that.
 pub async fn serve<P: Pods>(node: Arc<P>, listener: UnixListener, shutdown: CancellationToken) {
-    let api = Arc::new(Api::new(node, shutdown.clone()));
+    serve_within(node, listener, shutdown, Limits::default()).await;
+}
+
+/// [`serve`] with limits of the caller's choice.
+pub(super) async fn serve_within<P: Pods>(
+    node: Arc<P>,
+    listener: UnixListener,
+    shutdown: CancellationToken,
+    limits: Limits,
+) {
+    let api = Arc::new(Api::new(node, shutdown.clone(), limits));
     let mut builder = http1::Builder::new();
     builder
         .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_PATIENCE)
+        .header_read_timeout(limits.head)
         .max_headers(MOST_HEADERS)
         .max_header_size(LARGEST_HEAD)
         .max_buf_size(2 * LARGEST_HEAD);
@@ -46,10 +67,10 @@ pub async fn serve<P: Pods>(node: Arc<P>, listener: UnixListener, shutdown: Canc
         tokio::select! {
             () = shutdown.cancelled() => break,
             accepted = listener.accept() => match accepted {
-                Ok((stream, _)) if connections.len() < MOST_CONNECTIONS => {
+                Ok((stream, _)) if connections.len() < limits.connections => {
                     connections.spawn(connection(Arc::clone(&api), stream, builder.clone()));
                 }
-                Ok((stream, _)) => turn_away(&stream),
+                Ok((stream, _)) => turn_away(&stream, limits.connections),
                 Err(error) => {
                     tracing::warn!("the API's socket: accept: {error}; trying again");
                     tokio::time::sleep(Duration::from_millis(100)).await;
@@ -92,9 +113,9 @@ async fn connection<P: Pods>(api: Arc<Api<P>>, stream: UnixStream, builder: http
 }
 
 /// Answers without reading the request.
-fn turn_away(stream: &UnixStream) {
-    tracing::warn!("the API has {MOST_CONNECTIONS} connections; another one is turned away");
-    let detail = format!("the daemon serves {MOST_CONNECTIONS} connections, its most; close some, or try again later");
+fn turn_away(stream: &UnixStream, most: usize) {
+    tracing::warn!("the API has {most} connections; another one is turned away");
+    let detail = format!("the daemon serves {most} connections, its most; close some, or try again later");
     let problem = Refusal::new(hyper::StatusCode::SERVICE_UNAVAILABLE, "busy", detail).into_text();
     let head = "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/problem+json\r\nconnection: close";
     let answer = format!("{head}\r\ncontent-length: {}\r\n\r\n{problem}", problem.len());

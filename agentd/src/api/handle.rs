@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
+use bytes::Bytes;
 use hyper::body::{Body as _, Incoming};
 use hyper::header::{HeaderName, HeaderValue};
 use hyper::http::request::Parts;
@@ -13,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::answer::{self, Answer, Body, Refusal, whole};
 use super::backend::Pods;
+use super::connection::Limits;
 use super::query::Query;
 use super::route::{self, Route};
 use super::{body, event_calls, image_calls, log_calls, pod_calls};
@@ -30,6 +32,8 @@ pub struct Api<P> {
     pub pods: Arc<P>,
     /// Set when the daemon stops.
     pub shutdown: CancellationToken,
+    /// What connections are held to.
+    pub limits: Limits,
     /// Tells the request ids of this run of the daemon from those of others.
     run: String,
     requests: AtomicU64,
@@ -48,10 +52,15 @@ pub struct Peer {
 
 impl<P: Pods> Api<P> {
     /// An API onto these pods.
-    pub fn new(pods: Arc<P>, shutdown: CancellationToken) -> Self {
+    pub fn new(pods: Arc<P>, shutdown: CancellationToken, limits: Limits) -> Self {
         let mut run = uuid::Uuid::new_v4().simple().to_string();
         run.truncate(8);
-        Self { pods, shutdown, run, requests: AtomicU64::new(0) }
+        Self { pods, shutdown, limits, run, requests: AtomicU64::new(0) }
+    }
+
+    /// Reads the JSON that a request carries.
+    pub async fn read(&self, headers: &HeaderMap, body: &mut Incoming) -> Result<Bytes, Refusal> {
+        body::read(headers, body, self.limits.body).await
     }
 
     /// The client's name for a request where it is a sound one, else a new one.

@@ -37,7 +37,7 @@ impl From<ImageError> for Refusal {
 
 /// `POST /v1/images/pull`
 pub async fn pull<P: Pods>(api: &Arc<Api<P>>, headers: &HeaderMap, body: &mut Incoming) -> Answer {
-    let text = body::read(headers, body).await?;
+    let text = api.read(headers, body).await?;
     let fields = body::object(&text, &[("reference", Kind::Text), ("force", Kind::Flag)])?;
     let reference = fields.get("reference").and_then(|value| value.as_str()).unwrap_or_default().to_owned();
     let force = fields.get("force").and_then(serde_json::Value::as_bool).unwrap_or_default();
@@ -51,7 +51,7 @@ pub async fn pull<P: Pods>(api: &Arc<Api<P>>, headers: &HeaderMap, body: &mut In
 
 /// `POST /v1/images/import`
 pub async fn import<P: Pods>(api: &Arc<Api<P>>, headers: &HeaderMap, body: &mut Incoming) -> Answer {
-    let text = body::read(headers, body).await?;
+    let text = api.read(headers, body).await?;
     let fields = body::object(&text, &[("path", Kind::Text), ("reference", Kind::OptionalText)])?;
     let path = fields.get("path").and_then(|value| value.as_str()).unwrap_or_default().to_owned();
     let reference = fields.get("reference").and_then(|value| value.as_str()).map(str::to_owned);

@@ -23,7 +23,7 @@ mod query;
 pub(crate) mod route;
 mod stream;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use backend::Pods;
 pub use connection::serve;

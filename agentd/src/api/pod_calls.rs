@@ -12,7 +12,6 @@ use hyper::{HeaderMap, StatusCode};
 
 use super::answer::{self, Answer, Refusal};
 use super::backend::Pods;
-use super::body;
 use super::handle::{Api, apart};
 use super::query::Query;
 use super::route::pod_path;
@@ -33,7 +32,7 @@ pub async fn run<P: Pods>(
         query.refuse("timeout", "found without `wait`; add wait=running or wait=finished");
     }
     query.finish()?;
-    let text = body::read(headers, body).await?;
+    let text = api.read(headers, body).await?;
     let spec = parse::pod(&text).map_err(Refusal::invalid_pod)?;
     let id = spec.id.clone();
     let pods = Arc::clone(&api.pods);
@@ -50,7 +49,7 @@ pub async fn run<P: Pods>(
 
 /// `PUT /v1/pods/{id}`
 pub async fn update<P: Pods>(api: &Arc<Api<P>>, id: String, headers: &HeaderMap, body: &mut Incoming) -> Answer {
-    let text = body::read(headers, body).await?;
+    let text = api.read(headers, body).await?;
     let spec = parse::pod(&text).map_err(Refusal::invalid_pod)?;
     if spec.id != id {
         let message = format!("found {:?}, expected {id:?}, the id in the path", spec.id);

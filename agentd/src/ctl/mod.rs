@@ -15,6 +15,8 @@ mod node;
 mod output;
 mod pods;
 mod table;
+#[cfg(test)]
+mod tests;
 
 use std::process::ExitCode;
 
@@ -50,32 +52,34 @@ pub fn run(arguments: Arguments) -> Result<()> {
         .enable_all()
         .build()
         .map_err(|error| Failure::failed(format!("the runtime cannot be started: {error}")))?;
-    let result = runtime.block_on(carry_out(arguments));
+    let result = runtime.block_on(async {
+        let mut output = Output::new(arguments.output);
+        carry_out(arguments, &mut output).await
+    });
     // a thread that reads a terminal must not keep the process
     runtime.shutdown_background();
     result
 }
 
-async fn carry_out(arguments: Arguments) -> Result<()> {
+async fn carry_out(arguments: Arguments, output: &mut Output) -> Result<()> {
     let client = Client::new(arguments.socket);
-    let mut output = Output::new(arguments.output);
     match arguments.verb {
         Verb::Pod { verb } => match verb {
-            PodVerb::Run { file, wait, timeout } => pods::run(&client, &mut output, &file, wait, timeout).await,
-            PodVerb::Ls => pods::list(&client, &mut output).await,
-            PodVerb::Inspect { id } => pods::inspect(&client, &mut output, &id).await,
-            PodVerb::Update { file } => pods::update(&client, &mut output, &file).await,
-            PodVerb::Rm { ids, ignore_missing } => pods::remove(&client, &mut output, &ids, ignore_missing).await,
-            PodVerb::Wait { id, until, timeout } => pods::wait(&client, &mut output, &id, until, timeout).await,
+            PodVerb::Run { file, wait, timeout } => pods::run(&client, output, &file, wait, timeout).await,
+            PodVerb::Ls => pods::list(&client, output).await,
+            PodVerb::Inspect { id } => pods::inspect(&client, output, &id).await,
+            PodVerb::Update { file } => pods::update(&client, output, &file).await,
+            PodVerb::Rm { ids, ignore_missing } => pods::remove(&client, output, &ids, ignore_missing).await,
+            PodVerb::Wait { id, until, timeout } => pods::wait(&client, output, &id, until, timeout).await,
         },
         Verb::Image { verb } => match verb {
-            ImageVerb::Pull { reference, force } => images::pull(&client, &mut output, &reference, force).await,
-            ImageVerb::Ls => images::list(&client, &mut output).await,
-            ImageVerb::Rm { references } => images::remove(&client, &mut output, &references).await,
-            ImageVerb::Import { path, reference } => images::import(&client, &mut output, &path, reference).await,
+            ImageVerb::Pull { reference, force } => images::pull(&client, output, &reference, force).await,
+            ImageVerb::Ls => images::list(&client, output).await,
+            ImageVerb::Rm { references } => images::remove(&client, output, &references).await,
+            ImageVerb::Import { path, reference } => images::import(&client, output, &path, reference).await,
         },
-        Verb::Node => node::node(&client, &mut output).await,
-        Verb::Events { follow, after } => events::events(&client, &mut output, follow, after).await,
-        Verb::Logs(wanted) => logs::logs(&client, &mut output, &wanted).await,
+        Verb::Node => node::node(&client, output).await,
+        Verb::Events { follow, after } => events::events(&client, output, follow, after).await,
+        Verb::Logs(wanted) => logs::logs(&client, output, &wanted).await,
     }
 }

@@ -6,15 +6,20 @@ use super::arguments::Form;
 use super::failure::{Failure, Result};
 
 /// Where answers are written.
-#[derive(Debug)]
 pub struct Output {
     form: Form,
+    to: Box<dyn Write>,
 }
 
 impl Output {
     /// Standard output.
     pub fn new(form: Form) -> Self {
-        Self { form }
+        Self::into(form, Box::new(std::io::stdout()))
+    }
+
+    /// Somewhere else.
+    pub fn into(form: Form, to: Box<dyn Write>) -> Self {
+        Self { form, to }
     }
 
     /// Whether JSON is wanted.
@@ -24,8 +29,7 @@ impl Output {
 
     /// Writes bytes as they are, at once.
     pub fn raw(&mut self, bytes: &[u8]) -> Result<()> {
-        let mut stdout = std::io::stdout().lock();
-        stdout.write_all(bytes).and_then(|()| stdout.flush()).map_err(|error| match error.kind() {
+        self.to.write_all(bytes).and_then(|()| self.to.flush()).map_err(|error| match error.kind() {
             ErrorKind::BrokenPipe => Failure::Enough,
             _ => Failure::failed(format!("standard output: {error}")),
         })

@@ -24,6 +24,7 @@ use crate::failpoint;
 use crate::host::Host;
 use crate::launch::pod_init::Notice;
 use crate::lifecycle::{Action, Ending, Input};
+use crate::pool::Haste;
 use crate::sandbox::Sandbox;
 
 /// How often a disk limit that only measuring enforces is measured.
@@ -60,6 +61,8 @@ pub(super) struct Actor {
     pub signals: mpsc::UnboundedSender<Signal>,
     pub status: watch::Sender<InstanceStatus>,
     pub waiting: Vec<oneshot::Sender<()>>,
+    /// Held until the first launches are through.
+    pub haste: Option<Haste>,
 }
 
 /// Spawns the task of an instance.
@@ -90,6 +93,7 @@ pub(super) fn spawn(
         signals,
         status,
         waiting: Vec::new(),
+        haste: (!adopted).then(|| host.pool.haste()),
     };
     tokio::spawn(actor.run(command_receiver, signal_receiver, processes, adopted));
     handle
@@ -218,6 +222,9 @@ impl Actor {
             Signal::Input(input) => self.input(input).await,
             Signal::Started { slot, attempt, result } => {
                 self.launches.remove(&slot);
+                if self.launches.is_empty() {
+                    self.haste = None;
+                }
                 match result {
                     Ok(started) => self.started(slot, attempt, started).await,
                     Err((reason, message)) => {
@@ -382,14 +389,14 @@ impl Actor {
                     exclusive_cpus: &[],
                 });
                 result
-            })
-            .await;
+            });
+            let (finished, (), ()) = tokio::join!(finished, self.close_log(slot), self.forget(slot));
             if let Ok((found, peak)) = finished {
                 (cause, memory_peak) = (found, peak);
             }
+        } else {
+            tokio::join!(self.close_log(slot), self.forget(slot));
         }
-        self.close_log(slot).await;
-        self.forget(slot).await;
         let exit = match ended {
             Some(Ended::Code(code)) => ExitStatus::Code(code),
             Some(Ended::Signal(signal)) => ExitStatus::Signal(signal),
@@ -569,6 +576,8 @@ impl Actor {
     }
 
     async fn release(&mut self) {
+        let _haste = self.host.pool.haste();
+        self.haste = None;
         for live in std::mem::take(&mut self.live).into_values() {
             live.health.cancel();
         }

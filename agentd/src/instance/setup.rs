@@ -33,9 +33,9 @@ pub fn hostname(host: &Host, pod: &PodSpec, instance: &str) -> String {
 /// Readies a sandbox for a pod: folder and disk limit, host name, networks, held volumes. May be repeated.
 pub async fn run(host: &Arc<Host>, pod: &PodSpec, sandbox: &Sandbox) -> Result<(), String> {
     let name = hostname(host, pod, &sandbox.id);
-    sandbox.init.hostname(&name).await.map_err(|e| e.to_string())?;
+    let renamed = sandbox.init.hostname(&name);
     let namespace = sandbox.network_namespace().map_err(|e| format!("the pod's network namespace: {e}"))?;
-    let (shared, spec, id) = (Arc::clone(host), pod.clone(), sandbox.id.clone());
+    let (shared, spec, id, name) = (Arc::clone(host), pod.clone(), sandbox.id.clone(), name.clone());
     let held = tokio::task::spawn_blocking(move || {
         use std::os::unix::fs::DirBuilderExt;
         let dir = shared.layout.sandbox(&id);
@@ -57,9 +57,10 @@ pub async fn run(host: &Arc<Host>, pod: &PodSpec, sandbox: &Sandbox) -> Result<(
         failpoint::pass("setup.network-attached");
         let secrets = shared.secret_volumes(&spec)?;
         shared.volumes.pod_mounts(&spec, &secrets).map_err(|e| e.to_string())
-    })
-    .await
-    .map_err(|e| e.to_string())??;
+    });
+    let (renamed, held) = tokio::join!(renamed, held);
+    renamed.map_err(|e| e.to_string())?;
+    let held = held.map_err(|e| e.to_string())??;
     for (name, mount) in held {
         sandbox.init.hold(&name, mount.as_fd()).await.map_err(|e| format!("volume {name}: {e}"))?;
     }

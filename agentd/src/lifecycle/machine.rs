@@ -1,9 +1,22 @@
-//! The steps of [`Machine`].
+//! The steps of [`Machine`]: what each input changes.
 
-use agentd_api::pod::{RestartPolicy, RestartScope};
 use agentd_api::status::{ExitStatus, InstancePhase, Reason, TaskState};
 
-use super::{Action, Container, Ending, Input, Machine, Rules, STABLE_MS};
+use super::{Action, Container, Ending, Input, Machine, Rules};
+
+/// How an attempt ended.
+pub(super) struct Outcome {
+    pub state: TaskState,
+    pub reason: Option<Reason>,
+    pub message: Option<String>,
+    pub exit: Option<ExitStatus>,
+}
+
+impl Outcome {
+    pub fn of(ending: Ending, exit: Option<ExitStatus>) -> Self {
+        Self { state: ending.state, reason: Some(ending.reason), message: Some(ending.message), exit }
+    }
+}
 
 impl Container {
     fn new() -> Self {
@@ -21,13 +34,26 @@ impl Container {
             failures: 0,
             ending: None,
             in_backoff: false,
+            backoff_until_ms: 0,
             launching: false,
+            under_way: false,
         }
     }
 
-    /// Whether a process of it may exist.
-    fn alive(&self) -> bool {
-        self.attempt > 0 && !self.state.is_terminal()
+    /// Whether a process of its present attempt may exist: from the order to launch it to its end. One that waits for
+    /// its next turn is not alive, although it keeps the number of its last attempt.
+    pub fn alive(&self) -> bool {
+        self.launching || matches!(self.state, TaskState::TaskRunning | TaskState::TaskKilling)
+    }
+
+    /// Whether it waits for its turn.
+    pub(super) fn waits(&self) -> bool {
+        self.state == TaskState::TaskStaging && !self.launching && !self.in_backoff
+    }
+
+    /// Whether it has ended and does not start again by itself.
+    pub(super) fn done(&self) -> bool {
+        self.state.is_terminal() && !self.in_backoff
     }
 }
 
@@ -42,6 +68,7 @@ impl Machine {
             stopping: false,
             failures: 0,
             round_failed: false,
+            backoff_until_ms: 0,
             message: None,
         }
     }
@@ -58,42 +85,28 @@ impl Machine {
             return actions;
         }
         match input {
-            Input::Begin => self.launch_ready(&mut actions),
+            Input::Begin => self.set_timers(now_ms, &mut actions),
             Input::Starting { slot, attempt } => {
-                if let Some(container) = self.current(slot, attempt) {
-                    if container.state == TaskState::TaskStaging {
-                        container.state = TaskState::TaskStarting;
-                    }
+                if let Some(container) = self.current(slot, attempt).filter(|c| c.launching) {
+                    container.state = TaskState::TaskStarting;
+                    container.under_way = true;
                 }
             }
             Input::Launched { slot, attempt, pid } => self.launched(slot, attempt, pid, now_ms, &mut actions),
             Input::LaunchFailed { slot, attempt, reason, message } => {
-                if self.current(slot, attempt).is_some_and(|c| c.alive()) {
-                    let ending = self.containers[slot].ending.take();
-                    let (state, reason, message) = match ending {
-                        Some(ending) => (ending.state, ending.reason, ending.message),
-                        None => (TaskState::TaskError, reason, message),
-                    };
-                    self.ended(slot, state, Some(reason), Some(message), None, now_ms, &mut actions);
+                if let Some(container) = self.current(slot, attempt).filter(|c| c.launching) {
+                    let ending =
+                        container.ending.take().unwrap_or(Ending { state: TaskState::TaskError, reason, message });
+                    self.finish(slot, Outcome::of(ending, None), now_ms, &mut actions);
+                    self.conclude(slot, now_ms, &mut actions);
                 }
             }
             Input::Exited { slot, attempt, exit, cause, memory_peak } => {
-                if self.current(slot, attempt).is_some_and(|c| c.alive()) {
-                    let container = &mut self.containers[slot];
+                if let Some(container) = self.current(slot, attempt).filter(|c| c.alive()) {
                     container.memory_peak = memory_peak;
-                    let (state, reason, message) = match (container.ending.take(), cause) {
-                        (Some(e), _) if e.reason != Reason::TaskKilledByRequest || exit != ExitStatus::Code(0) => {
-                            (e.state, Some(e.reason), Some(e.message))
-                        }
-                        (None, Some((reason, message))) => (TaskState::TaskFailed, Some(reason), Some(message)),
-                        (_, _) if exit.success() => (TaskState::TaskFinished, None, None),
-                        (_, _) => (
-                            TaskState::TaskFailed,
-                            Some(Reason::CommandExecutorFailed),
-                            Some(format!("ended with {exit}")),
-                        ),
-                    };
-                    self.ended(slot, state, reason, message, Some(exit), now_ms, &mut actions);
+                    let outcome = outcome(container.ending.take(), cause, exit);
+                    self.finish(slot, outcome, now_ms, &mut actions);
+                    self.conclude(slot, now_ms, &mut actions);
                 }
             }
             Input::Health { slot, attempt, healthy } => {
@@ -106,56 +119,30 @@ impl Machine {
                             ("container-unhealthy", "its health check fails")
                         };
                         actions.push(event(Some(slot), kind, text.to_owned()));
-                        self.launch_ready(&mut actions);
                     }
                 }
             }
-            Input::End { slot, attempt, ending } => {
-                if self.current(slot, attempt).is_some_and(|c| c.state == TaskState::TaskRunning) {
-                    self.end(slot, ending, &mut actions);
+            Input::End { slot, attempt, ending } => match self.current(slot, attempt).map(|c| c.state) {
+                Some(TaskState::TaskRunning) => self.end(slot, ending, &mut actions),
+                // it keeps the reason of its end, but a grace period is no leave to fill the disk
+                Some(TaskState::TaskKilling) if ending.reason == Reason::ContainerLimitationDisk => {
+                    actions.push(Action::Kill { slot });
                 }
-            }
+                _ => {}
+            },
             Input::GraceOver { slot, attempt } => {
                 if self.current(slot, attempt).is_some_and(|c| c.state == TaskState::TaskKilling) {
                     actions.push(Action::Kill { slot });
                 }
             }
-            Input::BackoffOver { slot: Some(slot) } => {
-                if let Some(container) = self.containers.get_mut(slot).filter(|c| c.in_backoff) {
-                    container.in_backoff = false;
-                    container.state = TaskState::TaskStaging;
-                    container.healthy = None;
-                    self.launch_ready(&mut actions);
-                }
-            }
-            Input::BackoffOver { slot: None } => {
-                if self.phase == InstancePhase::Backoff && !self.stopping {
-                    self.round_failed = false;
-                    for container in &mut self.containers {
-                        container.state = TaskState::TaskStaging;
-                        container.healthy = None;
-                    }
-                    self.launch_ready(&mut actions);
-                }
-            }
+            Input::BackoffOver { slot } => self.backoff_over(slot, now_ms, &mut actions),
             Input::Stop => self.stop(now_ms, &mut actions),
             Input::LauncherDied => self.launcher_died(now_ms, &mut actions),
-            Input::SetupFailed { message } => {
-                self.message = Some(message.clone());
-                for slot in 0..self.containers.len() {
-                    if !self.containers[slot].state.is_terminal() {
-                        let container = &mut self.containers[slot];
-                        container.state = TaskState::TaskError;
-                        container.reason = Some(Reason::ContainerLaunchFailed);
-                        container.message = Some(message.clone());
-                        container.finished_ms = Some(now_ms);
-                    }
-                }
-                self.round_failed = true;
-                actions.push(event(None, "pod-setup-failed", message));
-            }
+            Input::SetupFailed { message } => self.setup_failed(message, now_ms, &mut actions),
         }
-        self.settle(&mut actions);
+        self.launch_ready(&mut actions);
+        self.give_up_dependents(now_ms, &mut actions);
+        self.settle(now_ms, &mut actions);
         actions
     }
 
@@ -164,161 +151,65 @@ impl Machine {
         self.containers.get_mut(slot).filter(|c| c.attempt == attempt)
     }
 
-    fn ready(&self, slot: usize) -> bool {
-        let container = &self.containers[slot];
-        let rule = &self.rules.containers[slot];
-        // one that has finished its work with success counts as ready, as an init container would
-        container.state == TaskState::TaskFinished
-            || container.state == TaskState::TaskRunning && (!rule.checked || container.healthy == Some(true))
-    }
-
-    /// Launches every container whose turn has come.
-    fn launch_ready(&mut self, actions: &mut Vec<Action>) {
-        if self.stopping || self.round_failed && self.rules.scope == RestartScope::Pod {
-            return;
-        }
-        for slot in 0..self.containers.len() {
-            let waits = self.containers[slot].state == TaskState::TaskStaging
-                && !self.containers[slot].in_backoff
-                && !self.containers[slot].launching;
-            if waits && self.rules.containers[slot].after.iter().all(|&other| self.ready(other)) {
-                let container = &mut self.containers[slot];
-                container.attempt += 1;
-                container.pid = None;
-                container.exit = None;
-                container.reason = None;
-                container.message = None;
-                container.launching = true;
-                container.ending = None;
-                container.finished_ms = None;
-                container.started_ms = None;
-                container.memory_peak = None;
-                let attempt = container.attempt;
-                actions.push(Action::Launch { slot, attempt });
-            }
-        }
-    }
-
     fn launched(&mut self, slot: usize, attempt: u32, pid: u32, now_ms: u64, actions: &mut Vec<Action>) {
-        let stopping = self.stopping;
-        let Some(container) = self.current(slot, attempt).filter(|c| c.alive() && c.pid.is_none()) else { return };
+        let Some(container) = self.current(slot, attempt).filter(|c| c.launching) else { return };
         container.pid = Some(pid);
         container.launching = false;
+        container.under_way = false;
         container.started_ms = Some(now_ms);
-        let ending = container.ending.take();
         container.state = TaskState::TaskRunning;
+        let ending = container.ending.take();
+        self.message = None;
         actions.push(event(Some(slot), "container-started", format!("started as process {pid} (start {attempt})")));
-        if let Some(ending) = ending {
-            self.end(slot, ending, actions);
-        } else if stopping {
-            self.end(slot, by_request(), actions);
-        } else {
-            self.launch_ready(actions);
+        match ending {
+            // it was started by the launcher that has died since, so nobody will tell of its end
+            Some(ending) if ending.reason == Reason::ContainerLauncherDied => {
+                actions.push(Action::Kill { slot });
+                self.finish(slot, Outcome::of(ending, Some(ExitStatus::Unknown)), now_ms, actions);
+                self.conclude(slot, now_ms, actions);
+            }
+            Some(ending) => self.end(slot, ending, actions),
+            None => {}
         }
     }
 
     /// Ends a running container.
     fn end(&mut self, slot: usize, ending: Ending, actions: &mut Vec<Action>) {
-        let grace_ms = self.rules.containers[slot].grace_ms;
         let container = &mut self.containers[slot];
         container.state = TaskState::TaskKilling;
         actions.push(event(Some(slot), "container-killing", ending.message.clone()));
-        let at_once = ending.reason == Reason::ContainerLimitationDisk || grace_ms == 0;
         container.ending = Some(ending);
-        if at_once {
-            actions.push(Action::Kill { slot });
-        } else {
-            actions.push(Action::Terminate { slot, attempt: container.attempt, grace_ms });
-        }
+        actions.push(self.killing(slot));
     }
 
-    /// A container has ended in this attempt.
-    #[allow(clippy::too_many_arguments, reason = "the facts of an end; a struct would be built at each of the two calls")]
-    fn ended(
-        &mut self,
-        slot: usize,
-        state: TaskState,
-        reason: Option<Reason>,
-        message: Option<String>,
-        exit: Option<ExitStatus>,
-        now_ms: u64,
-        actions: &mut Vec<Action>,
-    ) {
-        let container = &mut self.containers[slot];
-        let ran_ms = container.started_ms.map_or(0, |start| now_ms.saturating_sub(start));
-        container.launching = false;
-        container.state = state;
-        container.reason = reason;
-        container.message.clone_from(&message);
-        container.exit = exit;
-        container.pid = None;
-        container.healthy = None;
-        container.finished_ms = Some(now_ms);
-        if ran_ms >= STABLE_MS {
-            container.failures = 0;
-            self.failures = 0;
-        }
-        let text = match (&message, exit) {
-            (Some(message), _) => message.clone(),
-            (None, Some(exit)) => format!("ended with {exit}"),
-            (None, None) => "ended".to_owned(),
-        };
-        actions.push(event(Some(slot), "container-ended", format!("{}: {text}", state.as_str())));
-        if self.stopping {
-            return;
-        }
-        let failed = state != TaskState::TaskFinished;
-        match self.rules.scope {
-            RestartScope::Container => {
-                let again = match self.rules.policy {
-                    RestartPolicy::Always => true,
-                    RestartPolicy::OnFailure => failed,
-                    RestartPolicy::Never => false,
-                };
-                if again {
-                    let container = &mut self.containers[slot];
-                    let delay_ms = delay_ms(&self.rules, container.failures);
-                    container.failures = container.failures.saturating_add(1);
-                    container.in_backoff = true;
-                    actions.push(Action::Backoff { slot: Some(slot), delay_ms });
-                } else {
-                    self.launch_ready(actions);
-                }
-            }
-            RestartScope::Pod if failed => {
-                self.round_failed = true;
-                let name = self.rules.containers[slot].name.clone();
-                for other in 0..self.containers.len() {
-                    let ending = Ending {
-                        state: TaskState::TaskKilled,
-                        reason: Reason::TaskGroupFailed,
-                        message: format!("container {name} of the pod failed"),
-                    };
-                    self.end_or_cancel(other, ending, now_ms, actions);
-                }
-            }
-            RestartScope::Pod => self.launch_ready(actions),
+    /// What ends a container that is being killed.
+    fn killing(&self, slot: usize) -> Action {
+        let grace_ms = self.rules.containers[slot].grace_ms;
+        let container = &self.containers[slot];
+        let disk = container.ending.as_ref().is_some_and(|e| e.reason == Reason::ContainerLimitationDisk);
+        if disk || grace_ms == 0 {
+            Action::Kill { slot }
+        } else {
+            Action::Terminate { slot, attempt: container.attempt, grace_ms }
         }
     }
 
     /// Ends a container whatever it is doing; one whose turn has not come is ended on paper.
-    fn end_or_cancel(&mut self, slot: usize, ending: Ending, now_ms: u64, actions: &mut Vec<Action>) {
+    pub(super) fn end_or_cancel(&mut self, slot: usize, ending: Ending, now_ms: u64, actions: &mut Vec<Action>) {
         let container = &mut self.containers[slot];
-        match container.state {
-            TaskState::TaskRunning => self.end(slot, ending, actions),
-            TaskState::TaskStaging | TaskState::TaskStarting => {
-                if container.launching {
-                    container.ending = Some(ending);
-                    actions.push(Action::CancelLaunch { slot });
-                } else {
-                    container.state = ending.state;
-                    container.reason = Some(ending.reason);
-                    container.message = Some(ending.message);
-                    container.in_backoff = false;
-                    container.finished_ms = Some(now_ms);
-                }
+        if container.state == TaskState::TaskRunning {
+            self.end(slot, ending, actions);
+        } else if container.launching {
+            // what ended it first is why it ended
+            if container.ending.is_none() {
+                container.ending = Some(ending);
+                actions.push(Action::CancelLaunch { slot });
             }
-            _ => container.in_backoff = false,
+        } else if container.waits() {
+            let exit = container.exit;
+            self.finish(slot, Outcome::of(ending, exit), now_ms, actions);
+        } else {
+            container.in_backoff = false;
         }
     }
 
@@ -328,7 +219,12 @@ impl Machine {
         }
         self.stopping = true;
         for slot in 0..self.containers.len() {
-            self.end_or_cancel(slot, by_request(), now_ms, actions);
+            let ending = Ending {
+                state: TaskState::TaskKilled,
+                reason: Reason::TaskKilledByRequest,
+                message: "ended on request".to_owned(),
+            };
+            self.end_or_cancel(slot, ending, now_ms, actions);
         }
     }
 
@@ -336,107 +232,94 @@ impl Machine {
         const MESSAGE: &str = "the pod's launcher (pod-init) died and the container was killed with it";
         actions.push(event(None, "pod-launcher-died", MESSAGE.to_owned()));
         actions.push(Action::NewSandbox);
-        for slot in 0..self.containers.len() {
-            if self.containers[slot].state.is_terminal() || !self.containers[slot].alive() {
-                continue;
+        let alive: Vec<usize> = (0..self.containers.len()).filter(|&slot| self.containers[slot].alive()).collect();
+        let mut ended = Vec::new();
+        for slot in alive {
+            let container = &mut self.containers[slot];
+            let before = container.ending.take();
+            let died = Ending {
+                state: before.as_ref().map_or(TaskState::TaskFailed, |ending| ending.state),
+                reason: Reason::ContainerLauncherDied,
+                message: MESSAGE.to_owned(),
+            };
+            if container.under_way {
+                // whoever works on the launch still answers; until then nothing may be given back or started again.
+                // The reason makes an answer that the dead launcher still gave count as an end
+                container.ending = Some(died);
+                actions.push(Action::CancelLaunch { slot });
+            } else {
+                self.finish(slot, Outcome::of(before.unwrap_or(died), Some(ExitStatus::Unknown)), now_ms, actions);
+                ended.push(slot);
             }
-            if self.containers[slot].launching {
+        }
+        // only now: the end of one is no reason to kill another that is dead already
+        for slot in ended {
+            self.conclude(slot, now_ms, actions);
+        }
+    }
+
+    fn setup_failed(&mut self, message: String, now_ms: u64, actions: &mut Vec<Action>) {
+        self.message = Some(message.clone());
+        actions.push(event(None, "pod-setup-failed", message.clone()));
+        // a restarted daemon sets up again before it goes on: what waits for its restart keeps waiting
+        self.set_timers(now_ms, actions);
+        let waiting: Vec<usize> = (0..self.containers.len()).filter(|&slot| self.containers[slot].waits()).collect();
+        for &slot in &waiting {
+            let outcome = Outcome {
+                state: TaskState::TaskError,
+                reason: Some(Reason::ContainerLaunchFailed),
+                message: Some(message.clone()),
+                exit: self.containers[slot].exit,
+            };
+            self.finish(slot, outcome, now_ms, actions);
+        }
+        for slot in waiting {
+            self.conclude(slot, now_ms, actions);
+        }
+    }
+
+    /// The actions with which a restarted daemon goes on, before [`Input::Begin`]: launches to give up, kills, the
+    /// release. Launches that were under way are begun again by the one who asks pod-init which of them came to a process;
+    /// restart timers are set by [`Input::Begin`].
+    pub fn resume(&self) -> Vec<Action> {
+        if self.over() {
+            return vec![Action::Release];
+        }
+        let mut actions = Vec::new();
+        for (slot, container) in self.containers.iter().enumerate() {
+            if container.launching && container.ending.is_some() {
                 actions.push(Action::CancelLaunch { slot });
             }
-            let (state, reason) = if self.containers[slot].ending.take().is_some() {
-                (TaskState::TaskKilled, Reason::TaskKilledByRequest)
-            } else {
-                (TaskState::TaskFailed, Reason::ContainerLauncherDied)
-            };
-            let exit = Some(ExitStatus::Unknown);
-            self.ended(slot, state, Some(reason), Some(MESSAGE.to_owned()), exit, now_ms, actions);
-        }
-    }
-
-    /// Draws the conclusions for the instance as a whole.
-    fn settle(&mut self, actions: &mut Vec<Action>) {
-        let all_ended = self.containers.iter().all(|c| c.state.is_terminal() && !c.in_backoff);
-        let failed = self.containers.iter().any(|c| c.state.is_terminal() && c.state != TaskState::TaskFinished);
-        if all_ended {
-            let again = !self.stopping
-                && self.rules.scope == RestartScope::Pod
-                && match self.rules.policy {
-                    RestartPolicy::Always => true,
-                    RestartPolicy::OnFailure => failed,
-                    RestartPolicy::Never => false,
-                };
-            if again {
-                if self.phase != InstancePhase::Backoff {
-                    self.phase = InstancePhase::Backoff;
-                    let delay_ms = delay_ms(&self.rules, self.failures);
-                    self.failures = self.failures.saturating_add(1);
-                    actions.push(Action::Backoff { slot: None, delay_ms });
-                    actions.push(event(None, "pod-backoff", format!("starts again in {delay_ms} ms")));
-                }
-                return;
-            }
-            let by_stop = self.stopping
-                && self.containers.iter().all(|c| {
-                    matches!(c.state, TaskState::TaskFinished | TaskState::TaskKilled)
-                });
-            self.phase = if failed && !by_stop { InstancePhase::Failed } else { InstancePhase::Finished };
-            actions.push(event(None, "pod-ended", "every container has ended".to_owned()));
-            actions.push(Action::Release);
-            return;
-        }
-        self.phase = if self.stopping || self.round_failed && self.rules.scope == RestartScope::Pod {
-            InstancePhase::Stopping
-        } else if self.containers.iter().any(|c| c.in_backoff || c.healthy == Some(false)) {
-            InstancePhase::Degraded
-        } else if self.containers.iter().any(|c| !c.state.is_terminal() && c.state != TaskState::TaskRunning) {
-            InstancePhase::Starting
-        } else {
-            let settled = (0..self.containers.len())
-                .all(|slot| self.containers[slot].state.is_terminal() || self.ready(slot));
-            if settled { InstancePhase::Running } else { InstancePhase::Starting }
-        };
-    }
-
-    /// The inputs with which a restarted daemon resumes: launches that were under way, timers, kills.
-    pub fn resume(&self) -> Vec<Action> {
-        let mut actions = Vec::new();
-        if self.over() {
-            actions.push(Action::Release);
-            return actions;
-        }
-        for (slot, container) in self.containers.iter().enumerate() {
-            if container.in_backoff {
-                let delay_ms = delay_ms(&self.rules, container.failures.saturating_sub(1));
-                actions.push(Action::Backoff { slot: Some(slot), delay_ms });
-            }
             if container.state == TaskState::TaskKilling {
-                let grace_ms = self.rules.containers[slot].grace_ms;
-                actions.push(Action::Terminate { slot, attempt: container.attempt, grace_ms });
+                actions.push(self.killing(slot));
             }
-        }
-        if self.phase == InstancePhase::Backoff {
-            let delay_ms = delay_ms(&self.rules, self.failures.saturating_sub(1));
-            actions.push(Action::Backoff { slot: None, delay_ms });
         }
         actions
     }
 }
 
-fn by_request() -> Ending {
-    Ending {
-        state: TaskState::TaskKilled,
-        reason: Reason::TaskKilledByRequest,
-        message: "ended on request".to_owned(),
+/// How a container ended whose process has ended.
+fn outcome(ending: Option<Ending>, cause: Option<(Reason, String)>, exit: ExitStatus) -> Outcome {
+    match (ending, cause) {
+        // a program that answers SIGTERM with success has finished
+        (Some(ending), _) if ending.reason != Reason::TaskKilledByRequest || !exit.success() => {
+            Outcome::of(ending, Some(exit))
+        }
+        (None, Some((reason, message))) => {
+            Outcome { state: TaskState::TaskFailed, reason: Some(reason), message: Some(message), exit: Some(exit) }
+        }
+        _ if exit.success() => {
+            Outcome { state: TaskState::TaskFinished, reason: None, message: None, exit: Some(exit) }
+        }
+        _ => Outcome {
+            state: TaskState::TaskFailed,
+            reason: Some(Reason::CommandExecutorFailed),
+            message: Some(format!("ended with {exit}")),
+            exit: Some(exit),
+        },
     }
 }
 
-fn event(slot: Option<usize>, kind: &'static str, message: String) -> Action {
+pub(super) fn event(slot: Option<usize>, kind: &'static str, message: String) -> Action {
     Action::Event { slot, kind, message }
-}
-
-/// `backoff * factor ^ failures`, at most `maxLaunchDelay`.
-fn delay_ms(rules: &Rules, failures: u32) -> u64 {
-    let backoff = &rules.backoff;
-    let seconds = backoff.backoff * backoff.backoff_factor.powi(failures.min(10_000) as i32);
-    (seconds.min(backoff.max_launch_delay).max(0.0) * 1000.0) as u64
 }

@@ -6,14 +6,20 @@
 //!
 //! Rules:
 //! - A container starts when each one that it names in `startAfter` is ready: running, and healthy where it has a
-//!   health check.
+//!   health check, or finished with success. One that waits for a container which has ended for good otherwise is not
+//!   started and ends with it.
 //! - With restart scope `pod`, a container that fails takes the others with it; when all have ended, all start again if
 //!   the policy says so. With scope `container` each starts again by itself.
-//! - A container is ended by SIGTERM, then, after its grace period, by killing its cgroup.
+//! - A container is ended by SIGTERM, then, after its grace period, by killing its cgroup; one that is over its disk limit
+//!   is killed at once.
 //! - Delays between restarts grow by the pod's backoff and fall back to the first one after the pod has run for
 //!   [`STABLE_MS`].
+//! - Each [`Action::Launch`] is answered by [`Input::Launched`] or [`Input::LaunchFailed`], also one that was given up, also
+//!   when the launcher has died. Until then nothing is given back and the container is not launched again.
+//! - An instance that cannot be set up counts as one whose containers could not be launched: the policy decides.
 
 mod machine;
+mod restart;
 #[cfg(test)]
 mod tests;
 
@@ -107,8 +113,15 @@ pub struct Container {
     pub ending: Option<Ending>,
     /// Whether it waits for its own restart timer (scope `container`).
     pub in_backoff: bool,
+    /// When that timer is due, Unix milliseconds.
+    #[serde(default)]
+    pub backoff_until_ms: u64,
     /// Whether a launch is under way: from [`Action::Launch`] to its result.
     pub launching: bool,
+    /// Whether this run of the daemon works on the launch. Not kept: after a restart nobody does until
+    /// [`Input::Starting`] says so.
+    #[serde(skip)]
+    pub under_way: bool,
 }
 
 /// Why agentd ends a container.
@@ -137,6 +150,9 @@ pub struct Machine {
     pub failures: u32,
     /// Whether the current round of the pod has failed (scope `pod`).
     pub round_failed: bool,
+    /// When the pod's restart timer is due, Unix milliseconds (phase `backoff`).
+    #[serde(default)]
+    pub backoff_until_ms: u64,
     /// One line for people.
     pub message: Option<String>,
 }
@@ -144,9 +160,10 @@ pub struct Machine {
 /// What happens to an instance.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Input {
-    /// It was accepted.
+    /// It was accepted and set up, or a restarted daemon goes on with it: what may start is launched, and the timers of
+    /// what waits for its restart are set.
     Begin,
-    /// The image, artifacts and isolators of a container are ready and it is handed to pod-init.
+    /// Work on a launch has begun; after a restart of the daemon, once more.
     Starting {
         /// Slot.
         slot: usize,
@@ -211,16 +228,17 @@ pub enum Input {
         /// Number of the start.
         attempt: u32,
     },
-    /// A restart delay ran out: of a container, or of the pod.
+    /// A restart delay ran out: of a container, or of the pod. One that comes early (of an earlier delay, or of a timer
+    /// that was set twice) sets a timer for the rest.
     BackoffOver {
         /// Slot, or none for the pod.
         slot: Option<usize>,
     },
     /// Somebody asked for the end.
     Stop,
-    /// The pod-init died; its containers are being killed.
+    /// The pod-init died; its containers have been killed.
     LauncherDied,
-    /// The instance cannot be set up at all (network, sandbox).
+    /// The instance cannot be set up (network, sandbox). Comes in place of [`Input::Begin`].
     SetupFailed {
         /// One line for people.
         message: String,
@@ -237,7 +255,7 @@ pub enum Action {
         /// Number of the start.
         attempt: u32,
     },
-    /// Give up a launch under way.
+    /// Give up a launch under way; it is still answered.
     CancelLaunch {
         /// Slot.
         slot: usize,

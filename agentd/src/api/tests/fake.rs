@@ -1,0 +1,178 @@
+//! A stand-in for the node: pods that only exist on paper, with real events, images and logs around them.
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use agentd_api::message::{NodeInfo, NodeResources};
+use agentd_api::pod::PodSpec;
+use agentd_api::resources::{Resource, Short, Shortfall};
+use agentd_api::status::{ContainerStatus, ExitStatus, InstancePhase, InstanceStatus, PodStatus, TaskState};
+use agentd_images::Store;
+use agentd_logging::Capture;
+use tokio::sync::watch;
+
+use crate::api::Pods;
+use crate::events::{Events, Subject};
+use crate::node::{NodeError, Until};
+
+pub(crate) struct Fake {
+    pods: Mutex<BTreeMap<String, PodStatus>>,
+    changed: watch::Sender<u64>,
+    events: Events,
+    images: Store,
+    capture: Capture,
+    pub folder: tempfile::TempDir,
+}
+
+/// A pod with two containers. Its label `fake` says what becomes of it: the phase, `slow`, `insufficient` or `panic`.
+pub(crate) fn pod(id: &str, fate: &str) -> String {
+    let container = |name: &str| {
+        serde_json::json!({
+            "name": name, "resources": {"cpus": 0.1, "mem": 32}, "exec": {"command": {"shell": "true"}}
+        })
+    };
+    serde_json::json!({"id": id, "labels": {"fake": fate}, "containers": [container("web"), container("log")]}).to_string()
+}
+
+impl Fake {
+    pub fn new() -> Self {
+        let folder = tempfile::Builder::new().prefix(&format!("agentd-test-{}-", std::process::id())).tempdir().unwrap();
+        Self {
+            pods: Mutex::default(),
+            changed: watch::channel(0).0,
+            events: Events::default(),
+            images: Store::open(&folder.path().join("images"), agentd_images::Settings::default()).unwrap(),
+            capture: Capture::start(folder.path().join("logs"), agentd_logging::Settings::default()).unwrap(),
+            folder,
+        }
+    }
+
+    pub fn knows(&self, id: &str) -> bool {
+        self.pods.lock().unwrap().contains_key(id)
+    }
+
+    pub fn set_phase(&self, id: &str, phase: InstancePhase) {
+        let mut pods = self.pods.lock().unwrap();
+        pods.get_mut(id).unwrap().instances.iter_mut().for_each(|instance| instance.phase = phase);
+        self.changed.send_modify(|count| *count += 1);
+    }
+
+    fn enter(&self, spec: PodSpec, phase: InstancePhase) -> PodStatus {
+        let failed = phase == InstancePhase::Failed;
+        let container = |name: &str| ContainerStatus {
+            name: name.to_owned(),
+            state: if failed { TaskState::TaskFailed } else { TaskState::TaskRunning },
+            reason: None,
+            message: None,
+            pid: (!failed).then_some(4711),
+            exit: failed.then_some(ExitStatus::Code(7)),
+            attempt: 1,
+            healthy: None,
+            started_at: None,
+            finished_at: None,
+            memory_peak_bytes: Some(1 << 20),
+            cgroup: None,
+            endpoints: Vec::new(),
+        };
+        let instance = InstanceStatus {
+            id: format!("00000000000{}", self.pods.lock().unwrap().len()),
+            phase,
+            message: None,
+            addresses: vec!["10.88.0.2".to_owned()],
+            init_pid: Some(4710),
+            containers: spec.containers.iter().map(|c| container(&c.name)).collect(),
+        };
+        let status = PodStatus { id: spec.id.clone(), spec, instances: vec![instance] };
+        self.pods.lock().unwrap().insert(status.id.clone(), status.clone());
+        self.changed.send_modify(|count| *count += 1);
+        status
+    }
+}
+
+impl Pods for Fake {
+    async fn run(&self, spec: PodSpec) -> Result<PodStatus, NodeError> {
+        if self.knows(&spec.id) {
+            return Err(NodeError::Conflict(format!("the pod {} exists already", spec.id)));
+        }
+        let phase = match spec.labels.get("fake").map_or("running", String::as_str) {
+            "insufficient" => {
+                let short = Short { resource: Resource::Cpus, need: 4000, free: 1500 };
+                return Err(NodeError::Insufficient(Shortfall(vec![short])));
+            }
+            "panic" => panic!("the label says so"),
+            "slow" => {
+                tokio::time::sleep(Duration::from_millis(300)).await;
+                InstancePhase::Running
+            }
+            "starting" => InstancePhase::Starting,
+            "finished" => InstancePhase::Finished,
+            "failed" => InstancePhase::Failed,
+            _ => InstancePhase::Running,
+        };
+        self.events.publish("pod-accepted", Subject { pod: Some(&spec.id), ..Subject::default() }, "accepted");
+        Ok(self.enter(spec, phase))
+    }
+
+    async fn update(&self, spec: PodSpec) -> Result<PodStatus, NodeError> {
+        self.get(&spec.id)?;
+        Ok(self.enter(spec, InstancePhase::Running))
+    }
+
+    async fn remove(&self, id: &str) -> Result<(), NodeError> {
+        self.get(id)?;
+        self.pods.lock().unwrap().remove(id);
+        self.changed.send_modify(|count| *count += 1);
+        Ok(())
+    }
+
+    async fn wait(&self, id: &str, until: Until) -> Result<PodStatus, NodeError> {
+        let mut changed = self.changed.subscribe();
+        loop {
+            let status = self.get(id)?;
+            let ended = |phase| matches!(phase, InstancePhase::Finished | InstancePhase::Failed);
+            let reached = |phase| ended(phase) || (until == Until::Running && phase == InstancePhase::Running);
+            if status.instances.iter().all(|instance| reached(instance.phase)) {
+                return Ok(status);
+            }
+            let _ = changed.changed().await;
+        }
+    }
+
+    fn list(&self) -> Vec<PodStatus> {
+        self.pods.lock().unwrap().values().cloned().collect()
+    }
+
+    fn get(&self, id: &str) -> Result<PodStatus, NodeError> {
+        self.pods.lock().unwrap().get(id).cloned().ok_or_else(|| NodeError::NotFound(id.to_owned()))
+    }
+
+    fn info(&self) -> NodeInfo {
+        let amounts = NodeResources { cpus: 4.0, mem: 1024.0, disk: 10.0, gpus: 0.0 };
+        NodeInfo {
+            instance: "agentd".to_owned(),
+            hostname: "here".to_owned(),
+            version: "0".to_owned(),
+            kernel: "6.1".to_owned(),
+            boot_id: "b".to_owned(),
+            cgroups: "v2".to_owned(),
+            total: amounts,
+            reserved: NodeResources::default(),
+            used: NodeResources::default(),
+            free: amounts,
+            instances: 0,
+        }
+    }
+
+    fn events(&self) -> &Events {
+        &self.events
+    }
+
+    fn images(&self) -> &Store {
+        &self.images
+    }
+
+    fn capture(&self) -> &Capture {
+        &self.capture
+    }
+}

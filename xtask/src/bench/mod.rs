@@ -1,0 +1,37 @@
+//! `bench`: whole-program measurements beside the other engines that are installed. See `docs/benchmarks.md`.
+
+mod floor;
+mod harness;
+mod idle;
+mod oci;
+mod ours;
+mod peers;
+mod pods;
+mod report;
+mod storm;
+mod unpack;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use crate::elevate;
+
+/// Runs one benchmark by name.
+pub fn run(root: &Path, arguments: &[String]) -> Result<ExitCode, String> {
+    let quick = arguments.iter().any(|word| word == "--quick");
+    let names: Vec<&str> = arguments.iter().map(String::as_str).filter(|word| *word != "--quick").collect();
+    if names != ["pods"] {
+        return Err("bench: expected one name of: pods; and perhaps --quick".to_owned());
+    }
+    let words: Vec<String> = std::iter::once("bench".to_owned()).chain(arguments.iter().cloned()).collect();
+    if let Some(end) = elevate::require(root, &words) {
+        return end;
+    }
+    pods::run(root, quick)
+}
+
+/// Where a benchmark keeps its files: memory where there is some, because a disk's mood is not what is measured.
+fn scratch_parent() -> PathBuf {
+    let memory = PathBuf::from("/dev/shm");
+    if memory.is_dir() { memory } else { std::env::temp_dir() }
+}
