@@ -37,6 +37,11 @@ pub fn write<T: Serialize>(path: &Path, value: &T, durability: Durability) -> Re
     write_bytes(path, &bytes, durability).map_err(CheckpointError::at(path))
 }
 
+/// Writes a line of text to `path`, which survives the daemon.
+pub fn write_text(path: &Path, text: &str) -> Result<(), CheckpointError> {
+    write_bytes(path, text.as_bytes(), Durability::Daemon).map_err(CheckpointError::at(path))
+}
+
 fn write_bytes(path: &Path, bytes: &[u8], durability: Durability) -> io::Result<()> {
     let temporary = path.with_extension("json.new");
     let mut file = File::create(&temporary)?;

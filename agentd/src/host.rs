@@ -283,7 +283,8 @@ fn watch_oom(host: &Arc<Host>) {
             let Some(host) = weak.upgrade() else { return };
             match victim {
                 Ok(Some(victim)) => {
-                    let path = victim.cgroup.trim_matches('/').to_owned();
+                    // in the cgroup2 tree the processes are in a leaf below the container's directory
+                    let path = victim.cgroup.trim_matches('/').trim_end_matches("/init").to_owned();
                     let Some(id) = path.strip_prefix(&prefix).and_then(|rest| rest.split('/').next()) else { continue };
                     let message = format!("out of memory: the kernel killed {} (process {})", victim.task, victim.pid);
                     host.events.publish("container-oom", Subject { instance: Some(id), ..Subject::default() }, message);

@@ -236,6 +236,7 @@ impl Node {
             done.push(handle);
         }
         self.write(&Wanted { spec: spec.clone(), removing: false }).map_err(NodeError::Failed)?;
+        failpoint::pass("update.recorded");
         if let Some(entry) = self.lock().get_mut(&id) {
             entry.spec = spec.clone();
             entry.changed.send_modify(|n| *n += 1);
@@ -248,13 +249,21 @@ impl Node {
         self.get(&id)
     }
 
-    /// Ends the instances that a pod has beyond those it wants.
-    pub(crate) async fn scale_to_wanted(&self, id: &str) -> Result<(), NodeError> {
+    /// Gives every instance of a pod the pod's specification, and ends those beyond the number it wants: what an update
+    /// that the daemon did not survive has left. Nobody was told that it was done, so the specification on disk counts.
+    pub(crate) async fn align(&self, id: &str) -> Result<(), NodeError> {
         let turn = self.turn(id)?;
         let _turn = turn.lock().await;
-        let status = self.get(id)?;
-        let extra = status.instances.len().saturating_sub(status.spec.scaling.instances as usize);
-        self.scale_down(id, &status.spec, extra).await
+        let (spec, handles) = {
+            let pods = self.lock();
+            let entry = pods.get(id).ok_or_else(|| NodeError::NotFound(id.to_owned()))?;
+            (entry.spec.clone(), entry.instances.clone())
+        };
+        for handle in &handles {
+            handle.update(spec.clone()).await.map_err(NodeError::Failed)?;
+        }
+        let extra = handles.len().saturating_sub(spec.scaling.instances as usize);
+        self.scale_down(id, &spec, extra).await
     }
 
     async fn scale_down(&self, id: &str, spec: &PodSpec, count: usize) -> Result<(), NodeError> {
@@ -276,6 +285,7 @@ impl Node {
     /// Ends an instance and removes what is left of it: logs, checkpoint, folder.
     async fn discard(&self, handle: &Handle) -> Result<(), NodeError> {
         handle.stop().await;
+        failpoint::pass("remove.instance-ended");
         if let Err(error) = self.host.capture.remove(&handle.id).await {
             tracing::warn!(instance = handle.id, "{error}");
         }
@@ -299,6 +309,7 @@ impl Node {
             (entry.spec.clone(), entry.instances.clone())
         };
         self.write(&Wanted { spec: spec.clone(), removing: true }).map_err(NodeError::Failed)?;
+        failpoint::pass("remove.marked");
         let ends = handles.iter().map(|handle| self.discard(handle));
         for result in futures_util::future::join_all(ends).await {
             result?;

@@ -4,8 +4,8 @@
 //! 2. Every sandbox with a checkpoint is taken back, with or without a living pod-init; the others (ready ones of the
 //!    pool, half-made ones) are destroyed.
 //! 3. What belongs to nobody is swept: cgroups, network, disk limits, folders, logs.
-//! 4. Every wanted pod gets the instances that it lacks, loses those that it has too many, or is removed if that was
-//!    under way. Persistent pods of an earlier boot start anew.
+//! 4. Every wanted pod gets the instances that it lacks. What takes its time (a removal that was under way, an update to
+//!    undo, instances too many) goes on beside the API. Persistent pods of an earlier boot start anew.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -17,7 +17,7 @@ use agentd_api::resources::Resources;
 use crate::checkpoint::{self, Durability};
 use crate::events::Subject;
 use crate::instance::{self, Handle, Record};
-use crate::node::{Node, Wanted};
+use crate::node::{Node, NodeError, Wanted};
 
 /// What was found.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
@@ -58,8 +58,11 @@ pub async fn run(node: &Arc<Node>) -> Result<Report, String> {
     let sandboxes = blocking(move || driver.list_sandboxes().map_err(|e| e.to_string())).await?;
     orphans.extend(sandboxes.into_iter().filter(|id| !records.contains_key(id)));
     for id in &orphans {
-        host.sandboxes.destroy(id).await?;
-        report.swept += 1;
+        match host.sandboxes.destroy(id).await {
+            Ok(()) => report.swept += 1,
+            // one that cannot be ended now must not keep the others from being taken back
+            Err(error) => tracing::error!(sandbox = id, "a leftover cannot be removed, tried again at the next start: {error}"),
+        }
     }
     hold_images(node, records.values()).await;
     sweep(node, records.iter().filter(|(_, r)| !r.released).map(|(id, _)| id.clone()).collect()).await?;
@@ -71,7 +74,7 @@ pub async fn run(node: &Arc<Node>) -> Result<Report, String> {
     }
     restore_cores(node, records.values());
     let mut handles: BTreeMap<String, Vec<Handle>> = BTreeMap::new();
-    let mut differing = Vec::new();
+    let mut differing = BTreeSet::new();
     for (id, record) in records {
         let sandbox = if record.released { None } else { host.sandboxes.adopt(&id).await };
         report.adopted += 1;
@@ -79,28 +82,18 @@ pub async fn run(node: &Arc<Node>) -> Result<Report, String> {
         let amount = if record.released { Resources::ZERO } else { instance::needs(&record.spec) };
         let grant = node.ledger().adopt(amount);
         let pod = record.spec.id.clone();
-        let differs = wanted.get(&pod).is_some_and(|w| w.spec != record.spec);
-        let handle = instance::adopt(host, record, sandbox, grant);
-        if differs {
-            differing.push((pod.clone(), handle.clone()));
+        if wanted.get(&pod).is_some_and(|w| w.spec != record.spec) {
+            differing.insert(pod.clone());
         }
-        handles.entry(pod).or_default().push(handle);
+        handles.entry(pod).or_default().push(instance::adopt(host, record, sandbox, grant));
     }
     for (pod, wanted) in &wanted {
         node.adopt(wanted, handles.remove(pod).unwrap_or_default());
     }
-    // an update that was not finished is undone: nobody was told that it was done
-    for (pod, handle) in differing {
-        if let Some(wanted) = wanted.get(&pod) {
-            if let Err(error) = handle.update(wanted.spec.clone()).await {
-                tracing::error!(pod, instance = handle.id, "its resources could not be set back: {error}");
-            }
-        }
-    }
     for (pod, wanted) in &wanted {
-        report.started += settle(node, pod, wanted).await;
+        report.started += settle(node, pod, wanted, differing.contains(pod)).await;
     }
-    std::fs::write(host.layout.boot(), &host.facts.boot_id).map_err(|e| format!("write the boot id: {e}"))?;
+    checkpoint::write_text(&host.layout.boot(), &host.facts.boot_id).map_err(|e| e.to_string())?;
     let text = format!(
         "{} instances taken back ({} without their pod-init), {} leftovers removed, {} instances started",
         report.adopted, report.without_init, report.swept, report.started
@@ -109,12 +102,19 @@ pub async fn run(node: &Arc<Node>) -> Result<Report, String> {
     Ok(report)
 }
 
-/// Finishes what was under way for one pod; returns the number of instances started.
-async fn settle(node: &Arc<Node>, pod: &str, wanted: &Wanted) -> usize {
+/// Finishes what was under way for one pod, beside everything else where that may take long; returns the number of
+/// instances started. `differs` says that an instance has another specification than the pod.
+async fn settle(node: &Arc<Node>, pod: &str, wanted: &Wanted, differs: bool) -> usize {
+    let (shared, name) = (Arc::clone(node), pod.to_owned());
     if wanted.removing {
-        if let Err(error) = node.remove(pod).await {
-            tracing::error!(pod, "its removal could not be finished: {error}");
-        }
+        // its containers may take their grace periods
+        tokio::spawn(async move {
+            match shared.remove(&name).await {
+                // a client that asked again may have been first
+                Ok(()) | Err(NodeError::NotFound(_)) => {}
+                Err(error) => tracing::error!(pod = name, "its removal could not be finished: {error}"),
+            }
+        });
         return 0;
     }
     let have = node.get(pod).map_or(0, |status| status.instances.len() as u32);
@@ -133,10 +133,12 @@ async fn settle(node: &Arc<Node>, pod: &str, wanted: &Wanted) -> usize {
     if let Err(error) = node.add_instances(&wanted.spec, grants).await {
         tracing::error!(pod, "an instance cannot be started again: {error}");
     }
-    if have > want {
-        if let Err(error) = node.scale_to_wanted(pod).await {
-            tracing::error!(pod, "scaling down could not be finished: {error}");
-        }
+    if have > want || differs {
+        tokio::spawn(async move {
+            if let Err(error) = shared.align(&name).await {
+                tracing::error!(pod = name, "an update that was cut short could not be put right: {error}");
+            }
+        });
     }
     started
 }
@@ -160,8 +162,8 @@ fn forget_other_boot(node: &Node) -> Result<(), String> {
 fn read_wanted(node: &Node) -> Result<BTreeMap<String, Wanted>, String> {
     let layout = &node.host.layout;
     let mut wanted: BTreeMap<String, Wanted> = BTreeMap::new();
-    // those on tmpfs are the newer ones
-    for folder in [layout.persistent_specs(), layout.specs()] {
+    // of the two copies of a persistent pod the one on disk is written first, so it is never the older one
+    for folder in [layout.specs(), layout.persistent_specs()] {
         for name in names(&folder)? {
             let path = folder.join(&name);
             if !name.ends_with(".json") {
@@ -171,7 +173,9 @@ fn read_wanted(node: &Node) -> Result<BTreeMap<String, Wanted>, String> {
             }
             match checkpoint::read::<Wanted>(&path) {
                 Ok(Some(found)) => {
-                    if !layout.specs().join(&name).exists() {
+                    let known = wanted.get(&found.spec.id);
+                    let same = known.is_some_and(|known| known.spec == found.spec && known.removing == found.removing);
+                    if folder != layout.specs() && !same {
                         checkpoint::write(&layout.specs().join(&name), &found, Durability::Daemon)
                             .map_err(|e| e.to_string())?;
                     }

@@ -12,6 +12,7 @@ use agentd_launcher::message::SpareKind;
 use tokio::sync::mpsc;
 
 use crate::failpoint;
+use crate::launch::LaunchError;
 use crate::launch::pod_init::{Notice, PodInit};
 use crate::launch::seqpacket;
 use crate::launch::zygote::Zygote;
@@ -19,6 +20,12 @@ use crate::layout::Layout;
 
 /// How long the processes of a killed sandbox may take to go.
 const DRAIN: Duration = Duration::from_secs(20);
+
+/// How long one try at removing a sandbox takes before its processes are killed once more.
+const DRAIN_TRY: Duration = Duration::from_secs(2);
+
+/// How long a pod-init that is there may take to answer before it counts as dead.
+const ANSWER: Duration = Duration::from_secs(30);
 
 /// A pod-init that runs, and what belongs to it.
 #[derive(Debug)]
@@ -77,7 +84,7 @@ impl Sandboxes {
     }
 
     /// Makes a sandbox with `spares` spares.
-    pub async fn create(&self, spares: u32) -> Result<Sandbox, String> {
+    pub async fn create(self: &Arc<Self>, spares: u32) -> Result<Sandbox, String> {
         let id = new_id();
         match self.build(&id, spares).await {
             Ok(sandbox) => Ok(sandbox),
@@ -107,11 +114,20 @@ impl Sandboxes {
         let path = self.layout.init_socket(id);
         let listener = seqpacket::listen(&path).map_err(|e| format!("listen on {}: {e}", path.display()))?;
         let exits = std::fs::File::open(self.layout.exits(id)).map_err(|e| format!("exits folder: {e}"))?;
-        let forked = self
-            .zygote
-            .fork(listener.as_fd(), exits.as_fd(), cgroup.init_dir.as_fd(), true)
+        let mut forked = self.zygote.fork(listener.as_fd(), exits.as_fd(), cgroup.init_dir.as_fd(), true).await;
+        if matches!(forked, Err(LaunchError::Gone)) {
+            // a zygote that died may have forked first: two pod-inits must never listen on one socket
+            let (driver, name) = (Arc::clone(&self.driver), id.to_owned());
+            tokio::task::spawn_blocking(move || {
+                driver.kill_sandbox(&name)?;
+                driver.wait_sandbox_empty(&name, Instant::now() + DRAIN)
+            })
             .await
-            .map_err(|e| format!("fork a pod-init: {e}"))?;
+            .map_err(|e| e.to_string())?
+            .map_err(|e| e.to_string())?;
+            forked = self.zygote.fork(listener.as_fd(), exits.as_fd(), cgroup.init_dir.as_fd(), true).await;
+        }
+        let forked = forked.map_err(|e| format!("fork a pod-init: {e}"))?;
         failpoint::pass("sandbox.forked");
         drop((listener, exits));
         let (sender, notices) = mpsc::unbounded_channel();
@@ -145,38 +161,36 @@ impl Sandboxes {
     pub async fn adopt(&self, id: &str) -> Option<(Sandbox, Vec<agentd_launcher::message::ProcessEntry>)> {
         let (sender, notices) = mpsc::unbounded_channel();
         let init = PodInit::connect(&self.layout.init_socket(id), sender).ok()?;
-        let state = tokio::time::timeout(Duration::from_secs(5), init.state()).await.ok()?.ok()?;
+        // slow is not dead: what counts as dead is killed with its containers
+        let state = tokio::time::timeout(ANSWER, init.state()).await.ok()?.ok()?;
         let sandbox =
             Sandbox { id: id.to_owned(), init: Arc::new(init), init_pid: state.pid, notices, spares: Vec::new() };
         Some((sandbox, state.processes))
     }
 
-    /// Kills every process of a sandbox, removes its cgroups and its folder, except the checkpoint when `keep`.
-    async fn clear(&self, id: &str, keep: bool) -> Result<(), String> {
-        let driver = Arc::clone(&self.driver);
-        let name = id.to_owned();
-        tokio::task::spawn_blocking(move || {
-            let deadline = Instant::now() + DRAIN;
-            driver.kill_sandbox(&name)?;
-            driver.wait_sandbox_empty(&name, deadline)?;
-            driver.remove_sandbox(&name, deadline)
-        })
-        .await
-        .map_err(|e| e.to_string())?
-        .map_err(|e| e.to_string())?;
-        let remove = |path: std::path::PathBuf| {
-            let result = if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
-            match result {
-                Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(format!("{}: {e}", path.display())),
-                _ => Ok(()),
+    /// Kills every process of a sandbox, removes its cgroups and its folder, except the checkpoint when `keep`. Blocking.
+    fn clear(&self, id: &str, keep: bool) -> Result<(), String> {
+        let deadline = Instant::now() + DRAIN;
+        loop {
+            // the zygote of a daemon that was killed may fork once more after the first kill
+            let this = deadline.min(Instant::now() + DRAIN_TRY);
+            self.driver.kill_sandbox(id).map_err(|e| e.to_string())?;
+            self.driver.wait_sandbox_empty(id, this).map_err(|e| e.to_string())?;
+            match self.driver.remove_sandbox(id, this) {
+                Err(_) if Instant::now() < deadline => {}
+                result => break result.map_err(|e| e.to_string())?,
             }
-        };
-        if keep {
-            remove(self.layout.init_socket(id))?;
-            remove(self.layout.exits(id))
-        } else {
-            remove(self.layout.pod(id))
         }
+        if keep {
+            remove_any(&self.layout.init_socket(id))?;
+            remove_any(&self.layout.exits(id))
+        } else {
+            self.remove_folder(id)
+        }
+    }
+
+    fn remove_folder(&self, id: &str) -> Result<(), String> {
+        remove_any(&self.layout.pod(id))
     }
 
     /// Ends the zygote; the next fork would start another.
@@ -184,13 +198,27 @@ impl Sandboxes {
         self.zygote.close().await;
     }
 
-    /// Removes everything of a sandbox but the instance's checkpoint.
-    pub async fn release(&self, id: &str) -> Result<(), String> {
-        self.clear(id, true).await
+    /// Removes everything of a sandbox but the instance's checkpoint. Blocking.
+    pub fn release(&self, id: &str) -> Result<(), String> {
+        self.clear(id, true)
     }
 
-    /// Removes everything of a sandbox.
-    pub async fn destroy(&self, id: &str) -> Result<(), String> {
-        self.clear(id, false).await
+    /// Removes everything of a sandbox; of a released one only the checkpoint is left to remove.
+    pub async fn destroy(self: &Arc<Self>, id: &str) -> Result<(), String> {
+        if self.layout.checkpoint(id).exists() && !self.layout.init_socket(id).exists() && !self.layout.exits(id).exists()
+        {
+            return self.remove_folder(id);
+        }
+        let (this, id) = (Arc::clone(self), id.to_owned());
+        tokio::task::spawn_blocking(move || this.clear(&id, false)).await.map_err(|e| e.to_string())?
+    }
+}
+
+/// Removes a file or a folder; one that is not there is fine.
+fn remove_any(path: &std::path::Path) -> Result<(), String> {
+    let result = if path.is_dir() { std::fs::remove_dir_all(path) } else { std::fs::remove_file(path) };
+    match result {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(format!("{}: {e}", path.display())),
+        _ => Ok(()),
     }
 }

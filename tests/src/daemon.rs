@@ -36,6 +36,7 @@ pub struct Options {
     environment: Vec<(String, String)>,
     config: Option<String>,
     arguments: Vec<String>,
+    wrapper: Vec<String>,
 }
 
 impl Options {
@@ -64,6 +65,14 @@ impl Options {
     #[must_use]
     pub fn argument(mut self, argument: &str) -> Self {
         self.arguments.push(argument.to_owned());
+        self
+    }
+
+    /// Starts the daemon by these words, to which its own are added. They must end in its place, keeping the process id,
+    /// e.g. `unshare --mount sh -c '…; exec "$@"' sh`.
+    #[must_use]
+    pub fn wrapped(mut self, words: &[&str]) -> Self {
+        self.wrapper = words.iter().map(|word| (*word).to_owned()).collect();
         self
     }
 
@@ -263,7 +272,14 @@ impl Daemon {
     fn launch(&mut self) {
         let log =
             File::options().create(true).append(true).open(self.dir.join("daemon.log")).expect("a log can be made");
-        let mut command = Command::new(binary("agentd"));
+        let mut command = match self.options.wrapper.split_first() {
+            Some((first, rest)) => {
+                let mut command = Command::new(first);
+                command.args(rest).arg(binary("agentd"));
+                command
+            }
+            None => Command::new(binary("agentd")),
+        };
         self.arguments("run", &mut command);
         command.current_dir("/").stdin(Stdio::null()).stderr(log.try_clone().expect("a log can be shared")).stdout(log);
         self.child = Some(command.spawn().expect("agentd can be started"));

@@ -23,8 +23,11 @@ mod client;
 mod daemon;
 pub mod host;
 pub mod images;
+pub mod marked;
 pub mod pods;
 mod poll;
+pub mod registry;
+pub mod registry;
 mod snapshot;
 pub mod wire;
 

@@ -13,14 +13,23 @@ use crate::client::Response;
 /// Longest wait for an answer.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Sends these bytes, ends the sending side, and reads the first answer. HTTP/1.1 with a body that is told by its length or by the end
-/// of the connection.
+/// Sends these bytes and reads the first answer: HTTP/1.1 with a body that is told by its length or by the end of the
+/// connection.
 pub fn exchange(socket: &Path, bytes: &[u8]) -> io::Result<Response> {
+    send(socket, bytes, false)
+}
+
+/// The same with the sending side closed after the bytes, as by a client that died in the middle.
+pub fn break_off(socket: &Path, bytes: &[u8]) -> io::Result<Response> {
+    send(socket, bytes, true)
+}
+
+fn send(socket: &Path, bytes: &[u8], close: bool) -> io::Result<Response> {
     let mut stream = UnixStream::connect(socket)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
     // a server may refuse a request before it has read the whole of it
-    let sent = stream.write_all(bytes).and_then(|()| stream.shutdown(Shutdown::Write));
+    let sent = stream.write_all(bytes).and_then(|()| if close { stream.shutdown(Shutdown::Write) } else { Ok(()) });
     let mut reader = BufReader::new(stream);
     let (status, length) = match head(&mut reader) {
         Ok(head) => head,

@@ -122,7 +122,8 @@ fn end_pods(instance: &str) {
     }
     let end = Instant::now() + Duration::from_secs(5);
     loop {
-        let left: Vec<PathBuf> = hierarchies.all().map(|mount| mount.join(instance)).filter(|path| path.exists()).collect();
+        let left: Vec<PathBuf> =
+            hierarchies.all().map(|mount| mount.join(instance)).filter(|path| path.exists()).collect();
         if left.is_empty() || Instant::now() > end {
             return;
         }

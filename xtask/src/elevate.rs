@@ -37,6 +37,7 @@ pub fn require(root: &Path, arguments: &[String]) -> Option<Result<ExitCode, Str
         return None;
     }
     Some(again(root, arguments).unwrap_or_else(|| {
-        Err("this task makes namespaces and cgroups: it needs root, and sudo is not installed; run it as root".to_owned())
+        Err("this task makes namespaces and cgroups: it needs root, and sudo is not installed; run it as root"
+            .to_owned())
     }))
 }

@@ -36,9 +36,7 @@ fn main() -> ExitCode {
             "demo" if rest.is_empty() => demo::run(&root),
             "test" => test::run(&root, rest),
             "bench" => bench::run(&root, rest),
-            "image" if rest.len() == 1 => {
-                demo::write_image(&root, Path::new(&rest[0])).map(|()| ExitCode::SUCCESS)
-            }
+            "image" if rest.len() == 1 => demo::write_image(&root, Path::new(&rest[0])).map(|()| ExitCode::SUCCESS),
             "check-layers" if rest.is_empty() => layers::run(&root),
             "help" | "--help" | "-h" => {
                 println!("{USAGE}");
@@ -64,7 +62,8 @@ fn usage() -> ExitCode {
 
 /// The folder of the workspace: this crate lies in it.
 fn workspace() -> PathBuf {
-    let manifest = std::env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from);
+    let manifest =
+        std::env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from);
     manifest.parent().map_or(manifest.clone(), Path::to_path_buf)
 }
 
@@ -79,11 +78,7 @@ fn cargo(root: &Path) -> std::process::Command {
 fn build(root: &Path, arguments: &[&str]) -> Result<(), String> {
     println!("$ cargo {}", arguments.join(" "));
     let status = cargo(root).args(arguments).status().map_err(|error| format!("cargo cannot be started: {error}"))?;
-    if status.success() {
-        Ok(())
-    } else {
-        Err(format!("cargo {} failed; its errors stand above", arguments.join(" ")))
-    }
+    if status.success() { Ok(()) } else { Err(format!("cargo {} failed; its errors stand above", arguments.join(" "))) }
 }
 
 /// Whether a program is on the path (or where system programs are, which an ordinary user's path leaves out).

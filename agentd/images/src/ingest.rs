@@ -206,7 +206,12 @@ async fn work(store: &Arc<Inner>, job: Job) -> Result<()> {
             } else {
                 let part = store.root.join("tmp").join(format!("partial-{}", wanted.digest.hex()));
                 let meter = Meter::new(&name, wanted.size, Arc::clone(&flight), Arc::clone(&job.progress));
-                session.fetch(&wanted, part, whole.clone(), &meter).await?
+                let fetching = session.fetch(&wanted, part.clone(), whole.clone(), &meter).await;
+                if matches!(fetching, Err(ImageError::DiskFull { .. })) {
+                    // to be resumed it would have to lie on the disk that has no room, in the way of all others
+                    let _ = disk::remove_file(&part);
+                }
+                fetching?
             };
             (blob, Some((whole, blob_turn)))
         }
@@ -222,9 +227,9 @@ async fn work(store: &Arc<Inner>, job: Job) -> Result<()> {
         let meter =
             fetched.is_none().then(|| Meter::new(&name, blob.length, Arc::clone(&flight), Arc::clone(&job.progress)));
         let result = unpack_layer(&store, &job, &blob, meter.as_ref(), &cancelled);
-        let damaged = matches!(result, Err(ImageError::Digest { .. }));
+        let useless = matches!(result, Err(ImageError::Digest { .. } | ImageError::DiskFull { .. }));
         if let Some((whole, _turn)) = &fetched
-            && (damaged || (result.is_ok() && !store.settings.keep_blobs))
+            && (useless || (result.is_ok() && !store.settings.keep_blobs))
         {
             disk::remove_file(whole)?;
         }

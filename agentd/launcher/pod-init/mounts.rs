@@ -23,10 +23,8 @@ pub fn build(plan: &ContainerPlan, fds: &[OwnedFd]) -> Step<()> {
     // the detached mount's own descriptor now names the attached root
     let root = mount.as_fd();
     for step in &plan.mounts {
-        run(step, plan, fds, root).map_err(|failure| Failure {
-            stage: format!("{}: {}", name(step), failure.stage),
-            errno: failure.errno,
-        })?;
+        run(step, plan, fds, root)
+            .map_err(|failure| Failure { stage: format!("{}: {}", name(step), failure.stage), errno: failure.errno })?;
     }
     for path in &plan.masked {
         mask(root, path)?;
@@ -63,42 +61,38 @@ fn run(step: &MountStep, plan: &ContainerPlan, fds: &[OwnedFd], root: BorrowedFd
         }
         MountStep::Proc => {
             let proc = sys::new_mount(c"proc", &[], &[], NO_EXEC_SUID_DEV)?;
-            attach(root, proc.as_fd(), b"/proc", TargetKind::Directory)
+            attach_own(root, proc.as_fd(), b"/proc")
         }
         MountStep::Sysfs => {
             let sysfs = sys::new_mount(c"sysfs", &[], &[], NO_EXEC_SUID_DEV | sys::ATTR_RDONLY as u32)?;
-            attach(root, sysfs.as_fd(), b"/sys", TargetKind::Directory)
+            attach_own(root, sysfs.as_fd(), b"/sys")
         }
         MountStep::Cgroup => {
             let cgroup = sys::new_mount(c"cgroup2", &[], &[], NO_EXEC_SUID_DEV | sys::ATTR_RDONLY as u32)?;
-            attach(root, cgroup.as_fd(), b"/sys/fs/cgroup", TargetKind::Directory)
+            attach_own(root, cgroup.as_fd(), b"/sys/fs/cgroup")
         }
         MountStep::Dev { size } => dev(root, *size, plan),
         MountStep::Devpts => {
             let options = [(c"ptmxmode", c"0666"), (c"mode", c"0620"), (c"gid", c"5")];
-            let devpts =
-                sys::new_mount(c"devpts", &options, &[], (sys::ATTR_NOSUID | sys::ATTR_NOEXEC) as u32)?;
-            attach(root, devpts.as_fd(), b"/dev/pts", TargetKind::Directory)
+            let devpts = sys::new_mount(c"devpts", &options, &[], (sys::ATTR_NOSUID | sys::ATTR_NOEXEC) as u32)?;
+            attach_own(root, devpts.as_fd(), b"/dev/pts")
         }
         MountStep::Shm => {
             let shm = sys::open_tree(libc::AT_FDCWD, c"/shm", TREE_CLONE | TREE_CLOEXEC)?;
-            attach(root, shm.as_fd(), b"/dev/shm", TargetKind::Directory)
+            attach_own(root, shm.as_fd(), b"/dev/shm")
         }
         MountStep::Mqueue => {
             let mqueue = sys::open_tree(libc::AT_FDCWD, c"/mqueue", TREE_CLONE | TREE_CLOEXEC)?;
-            attach(root, mqueue.as_fd(), b"/dev/mqueue", TargetKind::Directory)
+            attach_own(root, mqueue.as_fd(), b"/dev/mqueue")
         }
         MountStep::Tmpfs { target, size, mode } => {
             let size = c(size.to_string().as_bytes())?;
             let mode = c(format!("{mode:o}").as_bytes())?;
             let options: [(&CStr, &CStr); 2] = [(c"size", &size), (c"mode", &mode)];
-            let tmpfs =
-                sys::new_mount(c"tmpfs", &options, &[], (sys::ATTR_NOSUID | sys::ATTR_NODEV) as u32)?;
+            let tmpfs = sys::new_mount(c"tmpfs", &options, &[], (sys::ATTR_NOSUID | sys::ATTR_NODEV) as u32)?;
             attach(root, tmpfs.as_fd(), target, TargetKind::Directory)
         }
-        MountStep::Held { name, sub_path, target, read_only } => {
-            held(root, name, sub_path, target, *read_only)
-        }
+        MountStep::Held { name, sub_path, target, read_only } => held(root, name, sub_path, target, *read_only),
         MountStep::Symlink { path, to } => {
             let (parent, last) = parent(root, path)?;
             let to = c(to)?;
@@ -201,7 +195,52 @@ fn mount_point(root: BorrowedFd<'_>, target: &[u8], kind: TargetKind) -> Step<Ow
 
 fn attach(root: BorrowedFd<'_>, mount: BorrowedFd<'_>, target: &[u8], kind: TargetKind) -> Step<()> {
     let point = mount_point(root, target, kind)?;
+    // a link of the image may not put a volume where the kernel's files are looked for
+    let named = target.starts_with(b"/proc/") || target.starts_with(b"/sys/");
+    if !named && is_kernels(point.as_fd())? {
+        return Err(refused("a link of the image leads into /proc or /sys; make it a folder"));
+    }
     sys::move_mount(mount, point.as_raw_fd(), sys::EMPTY, "attach")
+}
+
+/// Attaches one of agentd's own mounts. No link of the image is followed on the way, so that what later steps look for
+/// at these paths is what was mounted.
+fn attach_own(root: BorrowedFd<'_>, mount: BorrowedFd<'_>, target: &[u8]) -> Step<()> {
+    const FLAGS: i32 = libc::O_PATH | libc::O_DIRECTORY;
+    let mut point = sys::open_in(root, b"/", FLAGS)?;
+    for component in target.split(|b| *b == b'/').filter(|part| !part.is_empty()) {
+        let name = c(component)?;
+        let opened = match sys::open_below(point.as_fd(), &name, FLAGS, 0) {
+            Err(Failure { errno: libc::ENOENT, .. }) => {
+                sys::mkdirat(point.as_fd(), &name, 0o755).map_err(|_| failed("mkdir"))?;
+                sys::open_below(point.as_fd(), &name, FLAGS, 0)
+            }
+            opened => opened,
+        };
+        point = opened.map_err(|failure| match failure.errno {
+            libc::ELOOP | libc::ENOTDIR => {
+                let shown = String::from_utf8_lossy(target);
+                refused(format!(
+                    "{} on the way to {shown} is a link or a file of the image; expected a folder",
+                    String::from_utf8_lossy(component)
+                ))
+            }
+            _ => failure,
+        })?;
+    }
+    sys::move_mount(mount, point.as_raw_fd(), sys::EMPTY, "attach")
+}
+
+/// Whether a file is on proc, sysfs or cgroup2.
+fn is_kernels(file: BorrowedFd<'_>) -> Step<bool> {
+    const MAGIC: [libc::c_long; 3] = [0x9fa0, 0x6265_6572, 0x6367_7270];
+    // SAFETY: a zeroed statfs is filled by fstatfs.
+    let kind = unsafe {
+        let mut stat: libc::statfs = std::mem::zeroed();
+        check(libc::c_long::from(libc::fstatfs(file.as_raw_fd(), &raw mut stat)), "statfs")?;
+        stat.f_type as libc::c_long
+    };
+    Ok(MAGIC.contains(&kind))
 }
 
 /// A private `/dev`: nothing of the image's shows through, and its nodes are made here.
@@ -216,7 +255,7 @@ fn dev(root: BorrowedFd<'_>, size: u64, plan: &ContainerPlan) -> Step<()> {
     let size = c(size.to_string().as_bytes())?;
     let options: [(&CStr, &CStr); 2] = [(c"size", &size), (c"mode", c"0755")];
     let dev = sys::new_mount(c"tmpfs", &options, &[], (sys::ATTR_NOSUID | sys::ATTR_NOEXEC) as u32)?;
-    attach(root, dev.as_fd(), b"/dev", TargetKind::Directory)?;
+    attach_own(root, dev.as_fd(), b"/dev")?;
     for name in [c"pts", c"shm", c"mqueue"] {
         sys::mkdirat(dev.as_fd(), name, 0o755).map_err(|_| failed("mkdir in /dev"))?;
     }

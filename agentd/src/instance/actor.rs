@@ -227,12 +227,43 @@ impl Actor {
                 }
                 match result {
                     Ok(started) => self.started(slot, attempt, started).await,
-                    Err((reason, message)) => {
-                        self.forget(slot).await;
-                        self.input(Input::LaunchFailed { slot, attempt, reason, message }).await;
-                    }
+                    Err((reason, message)) => match self.written_exit(slot, attempt) {
+                        // it ran and ended before the launcher died, and only the answer was lost
+                        Some(ended) => self.exited(slot, attempt, Some(ended)).await,
+                        None => {
+                            self.forget(slot).await;
+                            self.clean_up_launch(slot, attempt).await;
+                            self.input(Input::LaunchFailed { slot, attempt, reason, message }).await;
+                        }
+                    },
                 }
             }
+        }
+    }
+
+    /// Takes back what the isolators gave to a start that came to nothing.
+    async fn clean_up_launch(&mut self, slot: usize, attempt: u32) {
+        let (host, spec, id) = (Arc::clone(&self.host), Arc::clone(&self.spec), self.record.id.clone());
+        let cores = std::mem::take(&mut self.record.cores[slot]);
+        let cleaned = tokio::task::spawn_blocking(move || {
+            host.cores.lock().unwrap_or_else(PoisonError::into_inner).release(&id, slot as u32);
+            // without a cgroup it did not come far enough for the rest
+            let Ok(cgroup) = host.driver.container(&id, slot as u32) else { return };
+            let pod_dir = host.layout.sandbox(&id);
+            host.cleanup(&ContainerContext {
+                pod: &spec,
+                container: &spec.containers[slot],
+                instance: &id,
+                slot: slot as u32,
+                attempt,
+                cgroup: &cgroup,
+                pod_dir: &pod_dir,
+                image: None,
+                exclusive_cpus: &cores,
+            });
+        });
+        if let Err(error) = cleaned.await {
+            tracing::error!(instance = self.record.id, slot, "clean-up: {error}");
         }
     }
 
@@ -342,7 +373,8 @@ impl Actor {
             .containers
             .iter()
             .enumerate()
-            .filter(|(_, c)| c.pid.is_some())
+            // a launch under way is answered by the one who works on it
+            .filter(|(slot, c)| c.alive() && !self.launches.contains_key(slot))
             .map(|(slot, c)| (slot, c.attempt))
             .collect();
         for (slot, attempt) in running {
@@ -365,9 +397,21 @@ impl Actor {
         Ended::from_line(&line)
     }
 
+    /// Removes an exit status that the checkpoint has taken over: a container that restarts for ever leaves no trail.
+    fn drop_written_exit(&self, slot: usize, attempt: u32) {
+        let name = agentd_launcher::message::exit_file(slot as u32, attempt);
+        // it is not there where nobody saw the end, or the launcher died
+        let _ = std::fs::remove_file(self.host.layout.exits(&self.record.id).join(name));
+    }
+
     /// A container's first process has ended: its cgroup is emptied, its log closed, its cause looked up.
     pub(super) async fn exited(&mut self, slot: usize, attempt: u32, ended: Option<Ended>) {
         failpoint::pass("exit.noticed");
+        let present = &self.record.machine.containers[slot];
+        if present.attempt != attempt || !present.alive() {
+            // told twice, by the state of pod-init and by a notice that was on its way
+            return;
+        }
         let live = self.live.remove(&slot);
         let (mut cause, mut memory_peak) = (None, None);
         if let Some(live) = live {
@@ -402,6 +446,7 @@ impl Actor {
             Some(Ended::Signal(signal)) => ExitStatus::Signal(signal),
             None => ExitStatus::Unknown,
         };
+        self.take_cores(slot);
         // only an end by SIGKILL (or one that nobody saw) can be the kernel's doing
         let cause = cause.filter(|_| !exit.success());
         self.input(Input::Exited { slot, attempt, exit, cause, memory_peak }).await;
@@ -426,11 +471,15 @@ impl Actor {
     pub(super) async fn input(&mut self, input: Input) {
         let mut inputs = VecDeque::from([input]);
         while let Some(input) = inputs.pop_front() {
-            let is_exit = matches!(input, Input::Exited { .. });
+            let exited = match &input {
+                Input::Exited { slot, attempt, .. } => Some((*slot, *attempt)),
+                _ => None,
+            };
             let actions = self.record.machine.step(input, now_ms());
             self.persist();
-            if is_exit {
+            if let Some((slot, attempt)) = exited {
                 failpoint::pass("exit.checkpointed");
+                self.drop_written_exit(slot, attempt);
             }
             for action in actions {
                 if let Some(next) = self.act(action).await {
@@ -548,7 +597,8 @@ impl Actor {
         }
         if self.sandbox.is_none() {
             setup::detach(&self.host, &self.record.id, None).await?;
-            self.host.sandboxes.release(&self.record.id).await?;
+            let (sandboxes, id) = (Arc::clone(&self.host.sandboxes), self.record.id.clone());
+            tokio::task::spawn_blocking(move || sandboxes.release(&id)).await.map_err(|e| e.to_string())??;
             self.sandbox = Some(self.host.sandboxes.rebuild(&self.record.id).await?);
         }
         if let Some(sandbox) = &self.sandbox {
@@ -573,6 +623,14 @@ impl Actor {
         self.record.cores[slot] = cores;
         self.persist();
         Ok(())
+    }
+
+    /// Takes a container's whole cores back after its end, in the allocator and in the checkpoint.
+    fn take_cores(&mut self, slot: usize) {
+        if !std::mem::take(&mut self.record.cores[slot]).is_empty() {
+            let mut allocator = self.host.cores.lock().unwrap_or_else(PoisonError::into_inner);
+            allocator.release(&self.record.id, slot as u32);
+        }
     }
 
     async fn release(&mut self) {

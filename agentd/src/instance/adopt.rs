@@ -23,6 +23,10 @@ impl Actor {
             self.act(Action::Release).await;
             return;
         }
+        // a sandbox in which nothing was started may have been made anew and not set up yet; that may be repeated
+        let used = |p: &ProcessEntry| p.key < FIRST_EXEC_KEY && p.state != ProcessState::Spare;
+        self.ready = processes.iter().any(used);
+        self.end_leftover_spares(&processes).await;
         if self.sandbox.is_none() {
             self.launcher_died().await;
         } else if self.record.machine.containers.iter().all(|c| c.attempt == 0) {
@@ -44,6 +48,17 @@ impl Actor {
         self.input(Input::Begin).await;
     }
 
+    /// Ends the spares beyond the pod's containers; the others are replaced by the launches that need them.
+    async fn end_leftover_spares(&self, processes: &[ProcessEntry]) {
+        let slots = self.spec.containers.len() as u32;
+        let Some(sandbox) = &self.sandbox else { return };
+        let beyond = |p: &&ProcessEntry| p.state == ProcessState::Spare && (slots..FIRST_EXEC_KEY).contains(&p.key);
+        for spare in processes.iter().filter(beyond) {
+            // a pod-init that is gone has taken them with it
+            let _ = sandbox.init.forget(spare.key).await;
+        }
+    }
+
     async fn take_back_processes(&mut self, processes: Vec<ProcessEntry>) {
         for entry in processes.iter().filter(|p| p.key >= FIRST_EXEC_KEY) {
             self.end_command(entry.key).await;
@@ -51,8 +66,7 @@ impl Actor {
         for slot in 0..self.record.machine.containers.len() {
             let (alive, launching, attempt) = {
                 let container = &self.record.machine.containers[slot];
-                let alive = container.attempt > 0 && !container.state.is_terminal();
-                (alive, container.launching, container.attempt)
+                (container.alive(), container.launching, container.attempt)
             };
             if !alive {
                 continue;
@@ -72,13 +86,15 @@ impl Actor {
                     }
                     self.exited(slot, attempt, Some(ended)).await;
                 }
-                _ if launching => {
+                _ if launching && self.written_exit(slot, attempt).is_none() => {
                     if let Some(input) = self.act(Action::Launch { slot, attempt }).await {
                         self.input(input).await;
                     }
                 }
                 _ => {
+                    // pod-init was told to forget it, which does not mean that the rest of its cgroup had ended
                     let ended = self.written_exit(slot, attempt);
+                    self.take_back_cgroup(slot, attempt).await;
                     self.exited(slot, attempt, ended).await;
                 }
             }
@@ -115,6 +131,12 @@ impl Actor {
             }
             Err(error) => tracing::error!(instance = id, container = name, "its pipes: {error}"),
         }
+        self.take_back_cgroup(slot, process.attempt).await;
+    }
+
+    async fn take_back_cgroup(&mut self, slot: usize, attempt: u32) {
+        let id = self.record.id.clone();
+        let name = self.spec.containers[slot].name.clone();
         let cgroup = match self.host.driver.container(&id, slot as u32) {
             Ok(cgroup) => Arc::new(cgroup),
             Err(error) => {
@@ -126,7 +148,7 @@ impl Actor {
         let started = self.record.machine.containers[slot].started_ms;
         let age = started.map_or(0, |start| now_ms().saturating_sub(start));
         // kills before this moment that the dead daemon did not see still count for this start
-        self.register(slot, process.attempt, cgroup, Arc::new(plan), 0, Duration::from_millis(age));
+        self.register(slot, attempt, cgroup, Arc::new(plan), 0, Duration::from_millis(age));
     }
 
     /// The plan kept for commands of health checks, with its environment made anew.

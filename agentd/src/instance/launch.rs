@@ -1,7 +1,7 @@
 //! One start of a container: image, isolators, artifacts, hand-over to pod-init.
 //!
-//! Everything up to the hand-over may be given up at any time; the hand-over itself is never interrupted, so that the
-//! machine always learns whether a program runs.
+//! Pulls and downloads may be given up at any time; the steps on the host and the hand-over are never interrupted, so
+//! that nothing goes on after the answer and the machine always learns whether a program runs.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -60,16 +60,20 @@ struct Prepared {
 
 /// Runs the job.
 pub async fn run(job: Job) -> Result<Started, Failure> {
-    let cancelled = || (Reason::TaskKilledByRequest, "given up before it was started".to_owned());
-    let prepared = tokio::select! {
-        biased;
-        () = job.cancel.cancelled() => return Err(cancelled()),
-        prepared = prepare(&job) => prepared?,
-    };
-    if job.cancel.is_cancelled() {
-        return Err(cancelled());
-    }
+    let prepared = prepare(&job).await?;
     hand_over(&job, prepared).await
+}
+
+/// A step that may be given up in its midst. Work on the host by blocking threads is none: it would go on after the
+/// launch was answered, while the instance is being given back.
+async fn unless_cancelled<T>(job: &Job, step: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    tokio::select! {
+        biased;
+        () = job.cancel.cancelled() => {
+            Err((Reason::TaskKilledByRequest, "given up before it was started".to_owned()))
+        }
+        result = step => result,
+    }
 }
 
 fn launch_failed(error: impl std::fmt::Display) -> Failure {
@@ -125,7 +129,8 @@ pub fn variables(host: &Host, spec: &PodSpec, instance: &str, slot: usize) -> Re
 }
 
 async fn prepare(job: &Job) -> Result<Prepared, Failure> {
-    let image = image(&job.host, &job.spec, &job.instance, job.slot, job.attempt > 1).await?;
+    let wanted = image(&job.host, &job.spec, &job.instance, job.slot, job.attempt > 1);
+    let image = unless_cancelled(job, wanted).await?;
     failpoint::pass("launch.image-ready");
     let Spare { cgroup, pid } = match &job.spare {
         Some(spare) => spare.clone(),
@@ -172,7 +177,7 @@ async fn prepare(job: &Job) -> Result<Prepared, Failure> {
     .await
     .map_err(launch_failed)??;
     failpoint::pass("launch.prepared");
-    fetch_artifacts(job, &prepared).await?;
+    unless_cancelled(job, fetch_artifacts(job, &prepared)).await?;
     failpoint::pass("launch.artifacts-ready");
     Ok(prepared)
 }

@@ -79,16 +79,17 @@ pub async fn detach(host: &Arc<Host>, id: &str, sandbox: Option<&Sandbox>) -> Re
     .map_err(|e| e.to_string())?
 }
 
-/// Gives back everything of an instance but its checkpoint, logs and written files. May be repeated.
+/// Gives back everything of an instance but its checkpoint and logs. May be repeated.
 pub async fn release(host: &Arc<Host>, id: &str, sandbox: Option<Sandbox>) -> Result<(), String> {
     failpoint::pass("release.begun");
-    detach(host, id, sandbox.as_ref()).await?;
-    failpoint::pass("release.network-detached");
-    drop(sandbox);
-    host.sandboxes.release(id).await?;
-    failpoint::pass("release.sandbox-destroyed");
     let (shared, name) = (Arc::clone(host), id.to_owned());
     tokio::task::spawn_blocking(move || {
+        let namespace = sandbox.as_ref().and_then(|s| s.network_namespace().ok());
+        shared.network.detach(&name, namespace.as_ref().map(AsFd::as_fd)).map_err(|e| e.to_string())?;
+        drop((namespace, sandbox));
+        failpoint::pass("release.network-detached");
+        shared.sandboxes.release(&name)?;
+        failpoint::pass("release.sandbox-destroyed");
         let dir = shared.layout.sandbox(&name);
         shared.disk.cleanup_pod(&name, &dir).map_err(|e| e.to_string())?;
         agentd_isolators::disk::remove_tree(&dir).map_err(|e| format!("cannot remove {}: {e}", dir.display()))

@@ -58,6 +58,9 @@ impl Zygote {
     }
 
     /// Forks a pod-init that listens on `listener`, writes exit statuses into `exits` and lives in `cgroup`.
+    ///
+    /// [`LaunchError::Gone`] says that the zygote died before it answered, so that a pod-init may be there or not; the next
+    /// call starts another zygote.
     pub async fn fork(
         &self,
         listener: BorrowedFd<'_>,
@@ -66,22 +69,16 @@ impl Zygote {
         own_network: bool,
     ) -> Result<Forked, LaunchError> {
         let mut running = self.running.lock().await;
-        // one retry: a zygote that has died since the last fork is replaced
-        for attempt in 0..2 {
-            if running.is_none() {
-                *running = Some(self.start()?);
-            }
-            let Some(zygote) = running.as_ref() else { return Err(LaunchError::Gone) };
-            match Self::ask(zygote, &[listener, exits, cgroup], own_network).await {
-                Err(LaunchError::Gone) if attempt == 0 => *running = None,
-                Err(LaunchError::Gone) => {
-                    *running = None;
-                    return Err(LaunchError::Gone);
-                }
-                result => return result,
-            }
+        let zygote = match running.take() {
+            Some(zygote) => zygote,
+            None => self.start()?,
+        };
+        let result = Self::ask(&zygote, &[listener, exits, cgroup], own_network).await;
+        // after an answer that is not understood the next one could be taken for that of another request
+        if !matches!(result, Err(LaunchError::Gone | LaunchError::Unexpected(_))) {
+            *running = Some(zygote);
         }
-        Err(LaunchError::Gone)
+        result
     }
 
     /// Ends the process; pod-inits live on.

@@ -2,7 +2,7 @@
 
 use agentd_api::status::{ExitStatus, InstancePhase, Reason, TaskState};
 
-use super::{Action, Container, Ending, Input, Machine, Rules};
+use super::{Action, Container, Ending, Input, Machine, Rules, Worker};
 
 /// How an attempt ended.
 pub(super) struct Outcome {
@@ -36,7 +36,7 @@ impl Container {
             in_backoff: false,
             backoff_until_ms: 0,
             launching: false,
-            under_way: false,
+            worker: Worker::Nobody,
         }
     }
 
@@ -89,7 +89,9 @@ impl Machine {
             Input::Starting { slot, attempt } => {
                 if let Some(container) = self.current(slot, attempt).filter(|c| c.launching) {
                     container.state = TaskState::TaskStarting;
-                    container.under_way = true;
+                    if container.worker == Worker::Nobody {
+                        container.worker = Worker::Present;
+                    }
                 }
             }
             Input::Launched { slot, attempt, pid } => self.launched(slot, attempt, pid, now_ms, &mut actions),
@@ -155,15 +157,15 @@ impl Machine {
         let Some(container) = self.current(slot, attempt).filter(|c| c.launching) else { return };
         container.pid = Some(pid);
         container.launching = false;
-        container.under_way = false;
+        let worker = std::mem::take(&mut container.worker);
         container.started_ms = Some(now_ms);
         container.state = TaskState::TaskRunning;
         let ending = container.ending.take();
         self.message = None;
         actions.push(event(Some(slot), "container-started", format!("started as process {pid} (start {attempt})")));
         match ending {
-            // it was started by the launcher that has died since, so nobody will tell of its end
-            Some(ending) if ending.reason == Reason::ContainerLauncherDied => {
+            // nobody will tell of its end
+            Some(ending) if worker == Worker::Dead => {
                 actions.push(Action::Kill { slot });
                 self.finish(slot, Outcome::of(ending, Some(ExitStatus::Unknown)), now_ms, actions);
                 self.conclude(slot, now_ms, actions);
@@ -242,9 +244,9 @@ impl Machine {
                 reason: Reason::ContainerLauncherDied,
                 message: MESSAGE.to_owned(),
             };
-            if container.under_way {
-                // whoever works on the launch still answers; until then nothing may be given back or started again.
-                // The reason makes an answer that the dead launcher still gave count as an end
+            if container.worker != Worker::Nobody {
+                // whoever works on the launch still answers; until then nothing may be given back or started again
+                container.worker = Worker::Dead;
                 container.ending = Some(died);
                 actions.push(Action::CancelLaunch { slot });
             } else {

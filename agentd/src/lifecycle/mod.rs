@@ -118,10 +118,21 @@ pub struct Container {
     pub backoff_until_ms: u64,
     /// Whether a launch is under way: from [`Action::Launch`] to its result.
     pub launching: bool,
-    /// Whether this run of the daemon works on the launch. Not kept: after a restart nobody does until
-    /// [`Input::Starting`] says so.
+    /// Who works on the launch. Not kept: after a restart of the daemon nobody does until [`Input::Starting`] says so.
     #[serde(skip)]
-    pub under_way: bool,
+    pub worker: Worker,
+}
+
+/// Who works on a launch in this run of the daemon.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Worker {
+    /// Nobody, and so nobody will answer it.
+    #[default]
+    Nobody,
+    /// A task with the present launcher.
+    Present,
+    /// A task with a launcher that has died since: a program that it still reports is dead.
+    Dead,
 }
 
 /// Why agentd ends a container.

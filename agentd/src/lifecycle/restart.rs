@@ -5,7 +5,7 @@ use agentd_api::pod::{RestartPolicy, RestartScope};
 use agentd_api::status::{InstancePhase, Reason, TaskState};
 
 use super::machine::{Outcome, event};
-use super::{Action, Container, Ending, Machine, Rules, STABLE_MS};
+use super::{Action, Container, Ending, Machine, Rules, STABLE_MS, Worker};
 
 impl Machine {
     /// Whether one that has ended so starts again.
@@ -45,7 +45,7 @@ impl Machine {
                 container.reason = None;
                 container.message = None;
                 container.launching = true;
-                container.under_way = true;
+                container.worker = Worker::Present;
                 container.ending = None;
                 container.finished_ms = None;
                 container.started_ms = None;
@@ -94,7 +94,7 @@ impl Machine {
             (None, None) => "ended".to_owned(),
         };
         container.launching = false;
-        container.under_way = false;
+        container.worker = Worker::Nobody;
         container.ending = None;
         container.state = state;
         container.reason = reason;

@@ -44,7 +44,7 @@ pub(super) struct Run {
 
 impl Run {
     pub fn new(rules: Rules) -> Self {
-        Self { machine: Machine::new(rules), now: 1_000_000, actions: Vec::new() }
+        Self { machine: Machine::new(rules), now: 1_000_000_000, actions: Vec::new() }
     }
 
     fn begun(policy: RestartPolicy, scope: RestartScope, containers: &[(&str, &[&str])]) -> Self {

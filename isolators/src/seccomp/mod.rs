@@ -132,7 +132,9 @@ impl Seccomp {
                 format!("profile {name:?}: expected the name of a file, of letters, digits, '-', '_' and '.'"),
             ));
         }
-        let path = self.folder.join(format!("{name}.json"));
+        // both ways of naming the file are in use: with its extension and without
+        let file = if name.ends_with(".json") { name.to_owned() } else { format!("{name}.json") };
+        let path = self.folder.join(file);
         read_file(&path).map(|text| (path, text))
     }
 }
@@ -192,7 +194,11 @@ impl Isolator for Seccomp {
         for (index, container) in pod.containers.iter().enumerate() {
             let capabilities = self.host.of(pod, container);
             if let Err(error) = self.filters(&container.agentd.seccomp, capabilities) {
-                violations.push(Violation::new(format!("containers[{index}].agentd.seccomp"), error.message));
+                let field = match container.agentd.seccomp {
+                    SeccompChoice::Profile(_) => "seccomp.profile",
+                    _ => "seccomp",
+                };
+                violations.push(Violation::new(format!("containers[{index}].agentd.{field}"), error.message));
             }
         }
     }
@@ -260,10 +266,11 @@ mod tests {
             let mut found = Vec::new();
             seccomp.check(&pod, &mut found);
             assert_eq!(found.len(), 1, "{name}: {found:?}");
-            assert_eq!(found[0].path, "containers[0].agentd.seccomp");
+            assert_eq!(found[0].path, "containers[0].agentd.seccomp.profile");
             found.remove(0).message
         };
-        assert!(check("absent").contains("absent.json"));
+        assert!(check("absent").contains("/absent.json cannot"));
+        assert!(check("absent.json").contains("/absent.json cannot"));
         assert!(check("../etc/passwd").contains("expected the name of a file"));
         assert!(check(".hidden").contains("expected the name of a file"));
         std::fs::write(folder.path().join("bad.json"), r#"{"defaultAction": 3}"#).expect("written");

@@ -22,6 +22,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::ptr::null;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::mounts::{Hierarchies, hierarchies};
@@ -29,9 +30,8 @@ use crate::mounts::{Hierarchies, hierarchies};
 /// Folders of /proc and /sys that are hidden, and files that are.
 const HIDDEN_FOLDERS: &[&CStr] =
     &[c"proc/acpi", c"proc/asound", c"proc/scsi", c"sys/firmware", c"sys/devices/virtual/powercap"];
-const HIDDEN_FILES: &[&CStr] = &[
-    c"proc/kcore", c"proc/keys", c"proc/latency_stats", c"proc/timer_list", c"proc/timer_stats", c"proc/sched_debug",
-];
+const HIDDEN_FILES: &[&CStr] =
+    &[c"proc/kcore", c"proc/keys", c"proc/latency_stats", c"proc/timer_list", c"proc/timer_stats", c"proc/sched_debug"];
 const READ_ONLY: &[&CStr] = &[c"proc/bus", c"proc/fs", c"proc/irq", c"proc/sys", c"proc/sysrq-trigger"];
 const NODES: &[(&CStr, u32, u32)] = &[
     (c"dev/null", 1, 3),
@@ -49,6 +49,9 @@ const LINKS: &[(&CStr, &CStr)] = &[
     (c"pts/ptmx", c"dev/ptmx"),
 ];
 
+/// Containers so far, of all threads: each has a name of its own.
+static COUNT: AtomicU64 = AtomicU64::new(0);
+
 /// What is the same for each container: prepared once.
 #[derive(Debug)]
 pub struct Floor {
@@ -58,8 +61,10 @@ pub struct Floor {
     hierarchies: Hierarchies,
     cpus: String,
     memory_nodes: String,
-    count: u64,
 }
+
+/// Wider than the `int` as which libc has it.
+const CLONE_INTO_CGROUP: u64 = 1 << 33;
 
 /// struct `clone_args` of the kernel.
 #[repr(C)]
@@ -91,7 +96,12 @@ impl Floor {
         }
         let cpuset = hierarchies.v1.iter().find(|(name, _)| name == "cpuset").map(|(_, path)| path.clone());
         let read = |name: &str| {
-            cpuset.as_ref().and_then(|path| fs::read_to_string(path.join(name)).ok()).unwrap_or_default().trim().to_owned()
+            cpuset
+                .as_ref()
+                .and_then(|path| fs::read_to_string(path.join(name)).ok())
+                .unwrap_or_default()
+                .trim()
+                .to_owned()
         };
         fs::create_dir_all(work.join("root")).map_err(|error| format!("{}: {error}", work.display()))?;
         let program = program.iter().map(|word| CString::new(*word)).collect::<Result<_, _>>();
@@ -102,14 +112,13 @@ impl Floor {
             cpus: read("cpuset.cpus"),
             memory_nodes: read("cpuset.mems"),
             hierarchies,
-            count: 0,
         })
     }
 
     /// Runs one container to its end.
-    pub fn run(&mut self) -> Result<(), String> {
-        self.count += 1;
-        let name = format!("agentd-floor-{}-{}", std::process::id(), self.count);
+    pub fn run(&self) -> Result<(), String> {
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("agentd-floor-{}-{number}", std::process::id());
         let mut made = Vec::new();
         let result = self.contain(&name, &mut made).map_err(|error| format!("the floor program: {error}"));
         for cgroup in made {
@@ -165,7 +174,7 @@ impl Floor {
                 | libc::CLONE_NEWUTS
                 | libc::CLONE_NEWNET
                 | libc::CLONE_NEWCGROUP) as u64
-                | libc::CLONE_INTO_CGROUP as u64,
+                | CLONE_INTO_CGROUP,
             exit_signal: libc::SIGCHLD as u64,
             cgroup: cgroup.as_raw_fd() as u64,
             ..CloneArguments::default()
@@ -193,9 +202,8 @@ impl Floor {
         }
         released?;
         if problem_bytes? == problem.len() {
-            let [step, code] = [0, 4].map(|at| {
-                i32::from_ne_bytes([problem[at], problem[at + 1], problem[at + 2], problem[at + 3]])
-            });
+            let [step, code] =
+                [0, 4].map(|at| i32::from_ne_bytes([problem[at], problem[at + 1], problem[at + 2], problem[at + 3]]));
             return Err(io::Error::other(format!("step {step}: {}", io::Error::from_raw_os_error(code))));
         }
         if status != 0 {
@@ -345,14 +353,14 @@ mod tests {
         }
         let program = agentd_testbox::program::build(&crate::workspace()).unwrap();
         fs::copy(program, lower.join("bin/testbox")).unwrap();
-        let mut floor = Floor::new(&lower, &scratch.path().join("work"), &["/bin/testbox", "true"]).unwrap();
+        let floor = Floor::new(&lower, &scratch.path().join("work"), &["/bin/testbox", "true"]).unwrap();
         floor.run().unwrap();
-        let mut failing = Floor::new(&lower, &scratch.path().join("work2"), &["/bin/testbox", "false"]).unwrap();
+        let failing = Floor::new(&lower, &scratch.path().join("work2"), &["/bin/testbox", "false"]).unwrap();
         assert!(failing.run().unwrap_err().contains("wait status 256"));
-        let mut missing = Floor::new(&lower, &scratch.path().join("work3"), &["/bin/none"]).unwrap();
+        let missing = Floor::new(&lower, &scratch.path().join("work3"), &["/bin/none"]).unwrap();
         assert!(missing.run().unwrap_err().contains("step 9"));
         for mount in hierarchies().all() {
-            let name = format!("agentd-floor-{}-1", std::process::id());
+            let name = format!("agentd-floor-{}-0", std::process::id());
             assert!(!mount.join(name).exists());
         }
     }

@@ -63,25 +63,39 @@ impl Samples {
 /// What was measured, by name.
 pub type Measured = BTreeMap<String, Samples>;
 
-/// Runs each contestant `warm_up` times without and `rounds` times with measuring, with a pause before each run. One
-/// that fails is named, with its reason, and takes no further part; `ours` must not fail.
-pub fn take_turns(
-    mut contestants: Vec<Contestant<'_>>,
-    warm_up: usize,
-    rounds: usize,
-    pause: Duration,
-    ours: &str,
-) -> Result<Measured, String> {
+/// How turns are taken.
+#[derive(Debug, Clone, Copy)]
+pub struct Turns {
+    /// Rounds that are not measured.
+    pub warm_up: usize,
+    /// Rounds that are.
+    pub rounds: usize,
+    /// Runs of a turn. More than one are back to back, after one that is not measured: it takes what the contestant
+    /// before has left to do.
+    pub block: usize,
+    /// Pause before a turn.
+    pub pause: Duration,
+}
+
+impl Default for Turns {
+    fn default() -> Self {
+        Self { warm_up: 0, rounds: 1, block: 1, pause: Duration::ZERO }
+    }
+}
+
+/// Runs the contestants in turns. One that fails is named, with its reason, and takes no further part; one whose name
+/// begins with `ours` must not fail.
+pub fn take_turns(mut contestants: Vec<Contestant<'_>>, turns: &Turns, ours: &str) -> Result<Measured, String> {
     let mut measured = Measured::new();
-    for round in 0..warm_up + rounds {
+    for round in 0..turns.warm_up + turns.rounds {
         let mut index = 0;
         while index < contestants.len() {
-            std::thread::sleep(pause);
+            std::thread::sleep(turns.pause);
             let contestant = &mut contestants[index];
-            match (contestant.run)() {
-                Ok(sample) => {
-                    if round >= warm_up {
-                        for (part, value) in sample {
+            match turn(contestant, turns.block) {
+                Ok(samples) => {
+                    if round >= turns.warm_up {
+                        for (part, value) in samples.into_iter().flatten() {
                             let name = format!("{} {part}", contestant.name);
                             measured.entry(name.trim_end().to_owned()).or_default().0.push(value);
                         }
@@ -98,6 +112,13 @@ pub fn take_turns(
         }
     }
     Ok(measured)
+}
+
+fn turn(contestant: &mut Contestant<'_>, block: usize) -> Result<Vec<Sample>, String> {
+    if block > 1 {
+        (contestant.run)()?;
+    }
+    (0..block).map(|_| (contestant.run)()).collect()
 }
 
 #[cfg(test)]
@@ -125,9 +146,20 @@ mod tests {
                 })
             })
             .into();
-        let measured = take_turns(contestants, 1, 2, Duration::ZERO, "a").unwrap();
+        let measured = take_turns(contestants, &Turns { warm_up: 1, rounds: 2, ..Turns::default() }, "a").unwrap();
         assert_eq!(*order.borrow(), "ababab");
         assert_eq!(measured["a"].0.len(), 2);
+    }
+
+    #[test]
+    fn of_a_block_the_first_run_is_not_measured() {
+        let mut count = 0.0;
+        let contestant = Contestant::new("a", || {
+            count += 1.0;
+            Ok(vec![("", count)])
+        });
+        let measured = take_turns(vec![contestant], &Turns { rounds: 2, block: 2, ..Turns::default() }, "a").unwrap();
+        assert_eq!(measured["a"].0, [2.0, 3.0, 5.0, 6.0]);
     }
 
     #[test]
@@ -138,8 +170,9 @@ mod tests {
                 Contestant::new("peer", || Err("no".to_owned())),
             ]
         };
-        let measured = take_turns(contestants(), 0, 2, Duration::ZERO, "ours").unwrap();
+        let turns = Turns { rounds: 2, ..Turns::default() };
+        let measured = take_turns(contestants(), &turns, "ours").unwrap();
         assert_eq!(measured.keys().collect::<Vec<_>>(), ["ours start", "ours whole"]);
-        assert!(take_turns(contestants(), 0, 2, Duration::ZERO, "peer").is_err());
+        assert!(take_turns(contestants(), &turns, "peer").is_err());
     }
 }

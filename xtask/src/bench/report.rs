@@ -101,7 +101,7 @@ impl Report {
 
     /// Prints the table and writes the JSON file. Returns whether every target was met.
     pub fn finish(mut self, root: &Path, name: &str) -> Result<bool, String> {
-        self.rows.sort_by(|a, b| a.target.is_some().cmp(&b.target.is_some()));
+        self.rows.sort_by_key(|a| a.target.is_some());
         println!("\n{}", table(&self.rows));
         for note in &self.notes {
             println!("note: {note}");
@@ -158,8 +158,9 @@ fn table(rows: &[Row]) -> String {
             row.met.map_or("", |met| if met { "yes" } else { "NO" }).to_owned(),
         ]);
     }
-    let widths: Vec<usize> =
-        (0..head.len()).map(|column| lines.iter().map(|line| line[column].chars().count()).max().unwrap_or(0)).collect();
+    let widths: Vec<usize> = (0..head.len())
+        .map(|column| lines.iter().map(|line| line[column].chars().count()).max().unwrap_or(0))
+        .collect();
     lines
         .iter()
         .map(|line| {

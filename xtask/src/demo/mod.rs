@@ -86,7 +86,9 @@ fn tour(ctl: &Ctl, image: &Path) -> Result<bool, String> {
     ctl.run(&["pod", "rm", "/layout"])?;
 
     if !installed("nft") {
-        println!("\nexamples/web-and-cache.json has a network of its own, for which agentd drives nft, and nft is missing.");
+        println!(
+            "\nexamples/web-and-cache.json has a network of its own, for which agentd drives nft, and nft is missing."
+        );
         println!("What agentd says to it:");
         // it is refused, with the reason and the cure
         let _ = ctl.run(&["pod", "run", "examples/web-and-cache.json", "--timeout", "10"]);

@@ -30,7 +30,10 @@ impl Ctl {
     /// Runs a pod that is not in a file: it is given on standard input.
     pub fn run_pod(&self, what: &str, pod: &Value) -> Result<(), String> {
         println!("\n# {what}");
-        println!("$ agentctl --socket {} pod run - --wait finished --timeout 30 <<'END'\n{pod}\nEND", self.socket.display());
+        println!(
+            "$ agentctl --socket {} pod run - --wait finished --timeout 30 <<'END'\n{pod}\nEND",
+            self.socket.display()
+        );
         let mut child = self
             .command(&["pod", "run", "-", "--wait", "finished", "--timeout", "30"])
             .stdin(Stdio::piped())
@@ -47,7 +50,8 @@ impl Ctl {
     /// The host port of an endpoint of a pod.
     pub fn host_port(&self, pod: &str, endpoint: &str) -> Result<u16, String> {
         let text = self.quietly(&["pod", "inspect", pod, "--output", "json"])?;
-        let status: Value = serde_json::from_str(&text).map_err(|error| format!("pod inspect gave no JSON: {error}"))?;
+        let status: Value =
+            serde_json::from_str(&text).map_err(|error| format!("pod inspect gave no JSON: {error}"))?;
         status["instances"]
             .as_array()
             .into_iter()
@@ -109,7 +113,10 @@ pub fn get(port: u16, patience: Duration) -> Result<String, String> {
             Err(error) => error.to_string(),
         };
         if Instant::now() > end {
-            return Err(format!("http://127.0.0.1:{port}/ was not answered with 200 in {} s: {problem}", patience.as_secs()));
+            return Err(format!(
+                "http://127.0.0.1:{port}/ was not answered with 200 in {} s: {problem}",
+                patience.as_secs()
+            ));
         }
         std::thread::sleep(Duration::from_millis(100));
     }

@@ -60,13 +60,14 @@ fn parse(arguments: &[String]) -> Result<Request, String> {
         match word.as_str() {
             "--with-peers" => request.with_peers = true,
             "--" => request.filters.extend(words.by_ref().cloned()),
-            name => match Tier::ALL.iter().find(|tier| tier.name() == name) {
-                Some(tier) => request.tiers.push(*tier),
-                None => {
+            name => {
+                if let Some(tier) = Tier::ALL.iter().find(|tier| tier.name() == name) {
+                    request.tiers.push(*tier)
+                } else {
                     let known: Vec<_> = Tier::ALL.iter().map(|tier| tier.name()).collect();
                     return Err(format!("test: '{name}' is no tier; expected some of {}", known.join(", ")));
                 }
-            },
+            }
         }
     }
     if request.tiers.is_empty() {
@@ -128,7 +129,10 @@ mod tests {
     #[test]
     fn no_tier_means_all_and_filters_follow_the_dashes() {
         let request = parse(&words("--with-peers -- privileged_memory")).unwrap();
-        assert_eq!(request, Request { with_peers: true, tiers: Tier::ALL.to_vec(), filters: words("privileged_memory") });
+        assert_eq!(
+            request,
+            Request { with_peers: true, tiers: Tier::ALL.to_vec(), filters: words("privileged_memory") }
+        );
         assert_eq!(parse(&words("unit layers")).unwrap().tiers, [Tier::Unit, Tier::Layers]);
     }
 

@@ -239,10 +239,7 @@ mod tests {
         assert_eq!((outcome.passed, outcome.failed), (1, 1));
         assert_eq!(
             outcome.skipped,
-            [
-                "agentd-images::overlay upper_is_seen: overlayfs needs root",
-                "ignored test 1: it is marked #[ignore]"
-            ]
+            ["agentd-images::overlay upper_is_seen: overlayfs needs root", "ignored test 1: it is marked #[ignore]"]
         );
     }
 

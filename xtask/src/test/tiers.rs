@@ -57,7 +57,10 @@ impl Tier {
 
     pub fn run(self, root: &Path, filters: &[String]) -> Outcome {
         match self {
-            Self::Layers => Outcome::check("check-layers", layers::run(root).is_ok_and(|code| code == std::process::ExitCode::SUCCESS)),
+            Self::Layers => Outcome::check(
+                "check-layers",
+                layers::run(root).is_ok_and(|code| code == std::process::ExitCode::SUCCESS),
+            ),
             Self::Lint => lint(root),
             Self::Unit => {
                 let mut outcome = tests(root, &["--workspace", "--exclude", TESTS], filters);
@@ -148,8 +151,7 @@ fn tests(root: &Path, selection: &[&str], filters: &[String]) -> Outcome {
         cargo.args(["--", "--show-output", "--test-threads", threads]).args(filters);
     }
     println!("$ {}", shown(&cargo));
-    let mut reader: Box<dyn Reader> =
-        if nextest { Box::new(Nextest::default()) } else { Box::new(Libtest::default()) };
+    let mut reader: Box<dyn Reader> = if nextest { Box::new(Nextest::default()) } else { Box::new(Libtest::default()) };
     let succeeded = match follow(cargo, |line| reader.line(line)) {
         Ok(succeeded) => succeeded,
         Err(message) => {
