@@ -163,12 +163,26 @@ impl Capture {
         stream: Stream,
         fd: OwnedFd,
     ) -> Result<(), LogError> {
+        self.add_limited(instance, container, attempt, stream, fd, None)
+    }
+
+    /// As [`Capture::add`], with the number of bytes kept of this container's log, where it is not the host's. The limit
+    /// of the first pipe of a log holds for all of it.
+    pub fn add_limited(
+        &self,
+        instance: &str,
+        container: &str,
+        attempt: u32,
+        stream: Stream,
+        fd: OwnedFd,
+        max_bytes: Option<u64>,
+    ) -> Result<(), LogError> {
         let key = key(instance, container)?;
         let nonblocking = rustix::io::ioctl_fionbio(&fd, true);
         nonblocking.map_err(|error| LogError::io(format!("the pipe of {instance}/{container}"), error))?;
         // Told now, so that a follower that comes before the thread has got to it does not take the container for ended.
         self.shared().channel(&key).send_modify(|progress| progress.open = true);
-        self.shared().give(Command::Add { key, attempt, stream, fd });
+        self.shared().give(Command::Add { key, attempt, stream, fd, max_bytes });
         Ok(())
     }
 

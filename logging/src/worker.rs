@@ -35,7 +35,7 @@ type Reply = oneshot::Sender<Result<(), LogError>>;
 /// What the thread is asked to do.
 #[derive(Debug)]
 pub(crate) enum Command {
-    Add { key: Key, attempt: u32, stream: Stream, fd: OwnedFd },
+    Add { key: Key, attempt: u32, stream: Stream, fd: OwnedFd, max_bytes: Option<u64> },
     Finish { key: Key, reply: Reply },
     Remove { instance: String, reply: Reply },
     Stop,
@@ -127,7 +127,9 @@ impl Worker {
                 let _ = rustix::io::read(&self.shared.wake, &mut [0u8; 8]);
                 for command in self.shared.take_commands() {
                     match command {
-                        Command::Add { key, attempt, stream, fd } => self.add(&key, attempt, stream, fd),
+                        Command::Add { key, attempt, stream, fd, max_bytes } => {
+                            self.add(&key, attempt, stream, fd, max_bytes);
+                        }
                         Command::Finish { key, reply } => {
                             let _ = reply.send(self.finish(&key));
                         }
@@ -154,13 +156,13 @@ impl Worker {
         }
     }
 
-    fn add(&mut self, key: &Key, attempt: u32, stream: Stream, fd: OwnedFd) {
+    fn add(&mut self, key: &Key, attempt: u32, stream: Stream, fd: OwnedFd, max_bytes: Option<u64>) {
         self.last_token += 1;
         let token = self.last_token;
         if !self.logs.contains_key(key) {
             let path = log_path(&self.shared.dir, &key.0, &key.1);
             let log = Log {
-                file: LogFile::new(path, self.shared.settings.max_bytes),
+                file: LogFile::new(path, max_bytes.unwrap_or(self.shared.settings.max_bytes)),
                 channel: self.shared.channel(key),
                 pipes: Vec::new(),
                 unwritten: Vec::new(),

@@ -267,3 +267,21 @@ async fn idle_pipes_cost_little() {
     }
     assert_eq!(all(&capture, &format!("c{}", count - 1), &ReadOptions::default())[0].line.len(), 4000);
 }
+
+#[tokio::test]
+async fn a_containers_own_limit_bounds_its_log() {
+    let (folder, capture) = start(1 << 20);
+    let (read, write) = std::io::pipe().unwrap();
+    capture.add_limited("pod", "a", 1, Stream::Stdout, read.into(), Some(8192)).unwrap();
+    let mut write = write;
+    for n in 0..2000 {
+        writeln!(write, "line {n} of a container that prints more than it may keep").unwrap();
+    }
+    drop(write);
+    capture.finish("pod", "a").await.unwrap();
+    let mut kept = 0;
+    for entry in std::fs::read_dir(folder.path().join("pod")).unwrap() {
+        kept += entry.unwrap().metadata().unwrap().len();
+    }
+    assert!(kept > 0 && kept <= 8192 + 4096, "kept {kept} bytes");
+}

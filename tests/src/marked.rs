@@ -38,12 +38,15 @@ mod tests {
     #[test]
     fn a_child_is_found_by_its_argument() {
         let marker = format!("marker-{}", std::process::id());
-        let mut child = std::process::Command::new("sleep").args(["100", "--", ]).arg("0").spawn().unwrap();
+        let mut child = std::process::Command::new("sleep").arg("100").spawn().unwrap();
         assert!(processes(&marker).is_empty());
         child.kill().unwrap();
         child.wait().unwrap();
-        let mut child =
-            std::process::Command::new("sh").args(["-c", "read line", &marker]).stdin(std::process::Stdio::piped()).spawn().unwrap();
+        let mut child = std::process::Command::new("sh")
+            .args(["-c", "read line", &marker])
+            .stdin(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
         crate::until("the child is seen", std::time::Duration::from_secs(5), || {
             (processes(&marker) == [child.id()]).then_some(())
         });

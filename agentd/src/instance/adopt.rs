@@ -120,11 +120,12 @@ impl Actor {
     async fn take_back_container(&mut self, slot: usize, process: ProcessEntry) {
         let id = self.record.id.clone();
         let name = self.spec.containers[slot].name.clone();
+        let kept = self.spec.containers[slot].agentd.log.max_bytes;
         let Some(sandbox) = &self.sandbox else { return };
         match sandbox.init.pipes(process.key).await {
             Ok([out, err]) => {
                 for (stream, fd) in [(Stream::Stdout, out), (Stream::Stderr, err)] {
-                    if let Err(error) = self.host.capture.add(&id, &name, process.attempt, stream, fd) {
+                    if let Err(error) = self.host.capture.add_limited(&id, &name, process.attempt, stream, fd, kept) {
                         tracing::error!(instance = id, container = name, "{error}");
                     }
                 }

@@ -220,9 +220,10 @@ async fn hand_over(job: &Job, prepared: Prepared) -> Result<Started, Failure> {
         .map_err(|e| launch_failed(format!("containers[{}]: {e}", job.slot)))?;
     failpoint::pass("launch.started");
     drop(fds);
-    let name = &job.spec.containers[job.slot].name;
+    let container = &job.spec.containers[job.slot];
+    let (name, kept) = (&container.name, container.agentd.log.max_bytes);
     for (stream, fd) in [(Stream::Stdout, out), (Stream::Stderr, err)] {
-        if let Err(error) = job.host.capture.add(&job.instance, name, job.attempt, stream, fd) {
+        if let Err(error) = job.host.capture.add_limited(&job.instance, name, job.attempt, stream, fd, kept) {
             tracing::error!(instance = job.instance, container = name, "{error}");
         }
     }
