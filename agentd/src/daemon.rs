@@ -93,6 +93,7 @@ async fn serve(config: Config) -> Result<(), String> {
     tracing::info!(socket = %host.config.paths.socket.display(), "agentd {} is ready", env!("CARGO_PKG_VERSION"));
     let watchdog = tokio::spawn(watchdog());
     let collector = tokio::spawn(collect_images(Arc::clone(&host)));
+    let tidying = tokio::spawn(tidy_network(Arc::clone(&host)));
     let mut terminate = signal(SignalKind::terminate()).map_err(|e| e.to_string())?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(|e| e.to_string())?;
     tokio::select! {
@@ -103,6 +104,7 @@ async fn serve(config: Config) -> Result<(), String> {
     shutdown.cancel();
     watchdog.abort();
     collector.abort();
+    tidying.abort();
     // connections end by themselves; one that does not is cut with the process
     let _ = tokio::time::timeout(Duration::from_secs(5), server).await;
     host.pool.close().await;
@@ -162,6 +164,22 @@ async fn collect_images(host: Arc<Host>) {
             }
             Ok(_) => {}
             Err(error) => tracing::warn!("image collection: {error}"),
+        }
+    }
+}
+
+/// How long the bridge stays after the last pod has left it: one that is replaced by another is no reason to make it anew.
+const NETWORK_LINGERS: Duration = Duration::from_secs(3);
+
+/// Removes bridge and packet rules once no pod is on them.
+async fn tidy_network(host: Arc<Host>) {
+    loop {
+        host.network_left.notified().await;
+        tokio::time::sleep(NETWORK_LINGERS).await;
+        let shared = Arc::clone(&host);
+        match tokio::task::spawn_blocking(move || shared.network.shutdown()).await {
+            Ok(Err(error)) => tracing::warn!("{error}; tried again when the next pod leaves"),
+            Ok(Ok(_)) | Err(_) => {}
         }
     }
 }

@@ -74,6 +74,8 @@ pub struct Host {
     pub secrets: crate::secrets::Secrets,
     /// Fetches artifacts.
     pub fetcher: agentd_fetcher::Fetcher,
+    /// Told when an instance has left its networks, so that what nobody uses any more is removed.
+    pub network_left: tokio::sync::Notify,
     isolators: Vec<Arc<dyn Isolator>>,
 }
 
@@ -172,6 +174,7 @@ impl Host {
             victims: Arc::default(),
             secrets,
             fetcher,
+            network_left: tokio::sync::Notify::new(),
             isolators,
         });
         watch_oom(&host);

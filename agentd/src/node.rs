@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use agentd_api::message::{NodeInfo, NodeResources};
 use agentd_api::pod::{KillSelection, PodSpec};
 use agentd_api::problem::Violation;
-use agentd_api::resources::{Resources, Shortfall};
+use agentd_api::resources::{Resources, Shortfall, shortfall};
 use agentd_api::status::{InstancePhase, PodStatus};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
@@ -107,14 +107,11 @@ impl Node {
         let id = spec.id.clone();
         let turn = Arc::new(tokio::sync::Mutex::new(()));
         let _turn = Arc::clone(&turn).lock_owned().await;
+        refuse_known(&self.lock(), &id)?;
         let grants = self.grants(&spec, spec.scaling.instances)?;
         {
             let mut pods = self.lock();
-            if pods.contains_key(&id) {
-                return Err(NodeError::Conflict(format!(
-                    "the pod {id} exists already; change it with `agentctl pod update` or remove it first"
-                )));
-            }
+            refuse_known(&pods, &id)?;
             spec.version = Some(jiff::Timestamp::now().to_string());
             let (changed, _) = watch::channel(0);
             let spec = spec.clone();
@@ -135,6 +132,19 @@ impl Node {
 
     fn grants(&self, spec: &PodSpec, instances: u32) -> Result<Vec<instance::Grant>, NodeError> {
         (0..instances).map(|_| self.ledger.take(instance::needs(spec)).map_err(NodeError::Insufficient)).collect()
+    }
+
+    /// Whether the running instances may grow to what a changed specification needs. Told beforehand, so that the answer
+    /// names what is short; each instance takes its own part later.
+    fn room_for_update(&self, old: &PodSpec, new: &PodSpec, handles: &[Handle]) -> Result<(), NodeError> {
+        let over = |handle: &&Handle| matches!(handle.phase(), InstancePhase::Finished | InstancePhase::Failed);
+        let running = handles.iter().filter(|handle| !over(handle)).count() as u32;
+        let all = |spec: &PodSpec| instance::needs(spec).checked_mul(running);
+        let (Some(have), Some(need)) = (all(old), all(new)) else {
+            return Err(NodeError::Conflict(format!("{running} instances of this size are more than can be counted")));
+        };
+        let short = shortfall(need, self.ledger.free().saturating_add(have));
+        if short.is_empty() { Ok(()) } else { Err(NodeError::Insufficient(short)) }
     }
 
     /// Begins one instance for each grant.
@@ -208,8 +218,8 @@ impl Node {
             let violations = fields
                 .into_iter()
                 .map(|field| {
-                    let cure = "only resources.cpus, resources.mem and scaling.instances change in place; \
-                                remove the pod and run the new one for the rest";
+                    let cure = "only resources.cpus, resources.mem, agentd.cpu, agentd.memory and scaling.instances \
+                                change in place; remove the pod and run the new one for the rest";
                     Violation::new(field, format!("differs from the running pod; {cure}"))
                 })
                 .collect();
@@ -223,6 +233,7 @@ impl Node {
         let have = handles.len() as u32;
         let want = spec.scaling.instances;
         let grants = self.grants(&spec, want.saturating_sub(have))?;
+        self.room_for_update(&old, &spec, &handles)?;
         let mut done: Vec<&Handle> = Vec::new();
         for handle in &handles {
             if let Err(error) = handle.update(spec.clone()).await {
@@ -397,6 +408,15 @@ impl Node {
     }
 }
 
+fn refuse_known(pods: &BTreeMap<String, Entry>, id: &str) -> Result<(), NodeError> {
+    if pods.contains_key(id) {
+        return Err(NodeError::Conflict(format!(
+            "the pod {id} exists already; change it with `agentctl pod update` or remove it first"
+        )));
+    }
+    Ok(())
+}
+
 impl Entry {
     fn status(&self) -> PodStatus {
         PodStatus {
@@ -467,4 +487,83 @@ fn capacity(host: &Host) -> (NodeResources, NodeResources) {
         gpus: 0.0,
     };
     (total, reserved)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pod() -> serde_json::Value {
+        serde_json::json!({
+            "id": "/a", "labels": {"k": "v"}, "scaling": {"kind": "fixed", "instances": 2},
+            "volumes": [{"name": "data"}],
+            "containers": [
+                {"name": "c", "exec": {"command": {"shell": "true"}}, "resources": {"cpus": 1, "mem": 64, "disk": 10},
+                 "environment": {"A": "1"}, "volumeMounts": [{"name": "data", "mountPath": "/data"}]},
+                {"name": "d", "exec": {"command": {"argv": ["true"]}}, "resources": {"cpus": 2, "mem": 64},
+                 "agentd": {"exclusiveCores": true}},
+            ],
+        })
+    }
+
+    /// Fields that count as changed elsewhere when `change` is made.
+    fn changed(change: impl FnOnce(&mut serde_json::Value)) -> Vec<String> {
+        let parse = |value: &serde_json::Value| agentd_api::parse::pod(value.to_string().as_bytes()).unwrap();
+        let mut new = pod();
+        change(&mut new);
+        changed_elsewhere(&parse(&pod()), &parse(&new))
+    }
+
+    #[test]
+    fn resources_and_the_number_of_instances_change_in_place() {
+        assert_eq!(changed(|_| {}), [""; 0]);
+        assert_eq!(changed(|p| p["scaling"]["instances"] = 5.into()), [""; 0]);
+        assert_eq!(changed(|p| p["containers"][0]["resources"]["cpus"] = 0.5.into()), [""; 0]);
+        assert_eq!(changed(|p| p["containers"][1]["resources"]["mem"] = 128.into()), [""; 0]);
+        assert_eq!(changed(|p| p["containers"][0]["agentd"] = serde_json::json!({"cpu": {"limit": 2}})), [""; 0]);
+        assert_eq!(changed(|p| p["containers"][0]["agentd"] = serde_json::json!({"memory": {"low": 8}})), [""; 0]);
+        // a default that is spelt out is no change
+        assert_eq!(changed(|p| p["containers"][0]["resources"]["gpus"] = 0.into()), [""; 0]);
+    }
+
+    #[test]
+    fn every_other_change_is_named_by_its_path() {
+        assert_eq!(changed(|p| p["labels"]["k"] = "w".into()), ["labels.k"]);
+        assert_eq!(changed(|p| p["labels"]["l"] = "w".into()), ["labels.l"]);
+        assert_eq!(changed(|p| drop(p.as_object_mut().unwrap().remove("labels"))), ["labels"]);
+        assert_eq!(changed(|p| p["containers"][0]["environment"]["A"] = "2".into()), ["containers[0].environment.A"]);
+        assert_eq!(changed(|p| p["containers"][0]["resources"]["disk"] = 20.into()), ["containers[0].resources.disk"]);
+        assert_eq!(changed(|p| p["containers"][0]["agentd"] = serde_json::json!({"pids": 9})), ["containers[0].agentd"]);
+        // whole cores are given at a start
+        assert_eq!(changed(|p| p["containers"][1]["resources"]["cpus"] = 1.into()), ["containers[1].resources.cpus"]);
+        assert_eq!(
+            changed(|p| p["containers"][1]["exec"]["command"] = serde_json::json!({"shell": "true"})),
+            ["containers[1].exec.command.argv", "containers[1].exec.command.shell"]
+        );
+        assert_eq!(
+            changed(|p| p["containers"][0]["volumeMounts"][0]["mountPath"] = "/x".into()),
+            ["containers[0].volumeMounts[0].mountPath"]
+        );
+        assert_eq!(changed(|p| p["agentd"] = serde_json::json!({"restart": "never"})), ["agentd"]);
+    }
+
+    #[test]
+    fn containers_that_come_or_go_or_change_places_are_a_change() {
+        assert_eq!(changed(|p| drop(p["containers"].as_array_mut().unwrap().pop())), ["containers"]);
+        let more = |p: &mut serde_json::Value| {
+            let mut another = p["containers"][0].clone();
+            another["name"] = "e".into();
+            p["containers"].as_array_mut().unwrap().push(another);
+        };
+        assert_eq!(changed(more), ["containers"]);
+        let fields = changed(|p| p["containers"].as_array_mut().unwrap().reverse());
+        assert!(fields.contains(&"containers[0].name".to_owned()), "{fields:?}");
+        // several changes are all named, also beside one that is allowed
+        let fields = changed(|p| {
+            p["scaling"]["instances"] = 3.into();
+            p["id"] = "/b".into();
+            p["containers"][1]["resources"]["disk"] = 1.into();
+        });
+        assert_eq!(fields, ["containers[1].resources.disk", "id"]);
+    }
 }

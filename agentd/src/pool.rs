@@ -79,7 +79,11 @@ impl Pool {
             // one whose pod-init was killed while it waited is thrown away
             match sandbox.notices.try_recv() {
                 Err(tokio::sync::mpsc::error::TryRecvError::Empty) => return Ok(sandbox),
-                _ => self.sandboxes.destroy(&sandbox.id).await?,
+                _ => {
+                    if let Err(error) = self.sandboxes.destroy(&sandbox.id).await {
+                        tracing::error!(sandbox = sandbox.id, "a dead sandbox could not be removed: {error}");
+                    }
+                }
             }
         }
     }
@@ -152,6 +156,7 @@ async fn refill(pool: std::sync::Weak<Pool>) {
             Ok(sandbox) => strong.ready.lock().unwrap_or_else(PoisonError::into_inner).push_back(sandbox),
             Err(error) => {
                 tracing::error!("a sandbox for the pool could not be made: {error}");
+                drop(filling);
                 tokio::time::sleep(Duration::from_secs(5)).await;
             }
         }

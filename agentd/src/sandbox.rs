@@ -159,10 +159,24 @@ impl Sandboxes {
 
     /// Connects again to a sandbox found on disk. None if its pod-init is dead.
     pub async fn adopt(&self, id: &str) -> Option<(Sandbox, Vec<agentd_launcher::message::ProcessEntry>)> {
-        let (sender, notices) = mpsc::unbounded_channel();
-        let init = PodInit::connect(&self.layout.init_socket(id), sender).ok()?;
-        // slow is not dead: what counts as dead is killed with its containers
-        let state = tokio::time::timeout(ANSWER, init.state()).await.ok()?.ok()?;
+        // slow is not dead, nor is a daemon short of descriptors: what counts as dead is killed with its containers
+        let deadline = Instant::now() + ANSWER;
+        let (init, state, notices) = loop {
+            let (sender, notices) = mpsc::unbounded_channel();
+            let error = match PodInit::connect(&self.layout.init_socket(id), sender) {
+                Ok(init) => match init.state().await {
+                    Ok(state) => break (init, state, notices),
+                    Err(error) => error,
+                },
+                Err(LaunchError::Gone) => return None,
+                Err(error) => error,
+            };
+            if Instant::now() > deadline {
+                tracing::error!(instance = id, "its pod-init does not answer and counts as dead: {error}");
+                return None;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        };
         let sandbox =
             Sandbox { id: id.to_owned(), init: Arc::new(init), init_pid: state.pid, notices, spares: Vec::new() };
         Some((sandbox, state.processes))

@@ -1,7 +1,9 @@
 //! A daemon with a harmless pod on it, beside which hostile ones are run: after each attack the neighbour must have gone on
 //! and the daemon must still start pods.
 
-use std::path::Path;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use agentd_api::status::{PodStatus, TaskState};
@@ -56,6 +58,7 @@ impl Arena {
 
     /// The same with a whole pod of one container.
     #[track_caller]
+    #[allow(clippy::needless_pass_by_value, reason = "callers write the pod in place")]
     pub fn attack_with(&self, pod: Value) -> (PodStatus, String) {
         let ended = self.client.run_to_end(&pod);
         self.unharmed();
@@ -105,5 +108,46 @@ fn push(list: &mut Value, item: Value) {
     match list {
         Value::Array(items) => items.push(item),
         other => *other = json!([item]),
+    }
+}
+
+/// The value of a line `Name: value` or `Name:\tvalue`.
+#[track_caller]
+pub fn field<'a>(text: &'a str, name: &str) -> &'a str {
+    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+    line.unwrap_or_else(|| panic!("no {name} in {text}")).trim()
+}
+
+/// A folder on the host's disk, which pods may have as a volume (those of `/dev` they may not), with a file that tells the
+/// host from the inside of a container.
+#[derive(Debug)]
+pub struct HostFolder(pub PathBuf);
+
+impl HostFolder {
+    /// Makes it.
+    pub fn new() -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let path = PathBuf::from(format!("/tmp/agentd-test-{}-{number}", std::process::id()));
+        fs::create_dir(&path).expect("a folder can be made");
+        fs::write(path.join("marker"), "of the host").expect("a file can be written");
+        Self(path)
+    }
+
+    /// The path of a name in it.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+}
+
+impl Drop for HostFolder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+impl Default for HostFolder {
+    fn default() -> Self {
+        Self::new()
     }
 }

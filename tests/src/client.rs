@@ -1,6 +1,7 @@
 //! A small blocking client of the daemon's API: HTTP/1.1 over its Unix socket, one connection for each request. It shares
 //! no code with the daemon or `agentctl`, so that a mistake there is not made twice.
 
+use std::fmt::Write as _;
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -11,7 +12,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 /// Longest wait for an answer.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_mins(2);
 
 /// What the daemon answered.
 #[derive(Debug, Clone)]
@@ -102,7 +103,8 @@ impl Client {
             if byte.is_ascii_alphanumeric() || b"-_.".contains(&byte) {
                 path.push(char::from(byte));
             } else {
-                path.push_str(&format!("%{byte:02X}"));
+                // writing to a string cannot fail
+                let _ = write!(path, "%{byte:02X}");
             }
         }
         path

@@ -90,13 +90,17 @@ pub fn has_nft_table(table: &str) -> bool {
     listed.is_ok_and(|output| String::from_utf8_lossy(&output.stdout).lines().any(|line| line == wanted))
 }
 
-/// Loop devices backed by files below `dir`, with those files.
+/// Loop devices backed by files below `dir`, with those files. The kernel shows a file by the mounts of the one who opened
+/// it: once that daemon has ended, the path begins at the root of the file system. The folder's own name tells it then.
 pub fn loops_below(dir: &Path) -> Vec<(PathBuf, String)> {
     let mut found = Vec::new();
+    let Some(name) = dir.file_name() else { return found };
     for entry in fs::read_dir("/sys/block").into_iter().flatten().flatten() {
         let backing = fs::read_to_string(entry.path().join("loop/backing_file")).unwrap_or_default();
-        if Path::new(backing.trim_end()).starts_with(dir) {
-            found.push((Path::new("/dev").join(entry.file_name()), backing.trim_end().to_owned()));
+        let parts: Vec<_> = Path::new(backing.trim_end()).iter().collect();
+        if let Some(at) = parts.iter().position(|part| *part == name) {
+            let file = parts[at + 1..].iter().fold(dir.to_path_buf(), |path, part| path.join(part));
+            found.push((Path::new("/dev").join(entry.file_name()), file.display().to_string()));
         }
     }
     found.sort();

@@ -3,7 +3,8 @@
 
 use std::fs;
 
-/// Ids of the processes one of whose arguments is `marker`, those that have ended but are not reaped excluded.
+/// Ids of the processes one of whose arguments is `marker`. Left out are those that have ended but are not reaped, and
+/// those that one of them has just forked and that have not begun a program of their own.
 pub fn processes(marker: &str) -> Vec<u32> {
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
@@ -14,6 +15,8 @@ pub fn processes(marker: &str) -> Vec<u32> {
             found.push(pid);
         }
     }
+    let all = found.clone();
+    found.retain(|pid| parent(*pid).is_none_or(|parent| !all.contains(&parent)));
     found
 }
 

@@ -13,6 +13,7 @@ pub fn argv(id: &str, words: &[&str]) -> Value {
 }
 
 /// A pod of one container, given whole, that runs once in a network namespace of its own.
+#[allow(clippy::needless_pass_by_value, reason = "callers write the container in place")]
 pub fn once(id: &str, container: Value) -> Value {
     json!({"id": id, "containers": [container], "agentd": {"restart": "never", "isolatedNetwork": true}})
 }

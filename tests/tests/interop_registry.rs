@@ -180,7 +180,8 @@ fn a_pod_runs_an_image_of_the_registry() {
     assert!(scene.registry.requests("manifests/plain").len() > asked);
     assert_eq!(scene.registry.requests(&largest).len(), blobs, "a layer that is there was fetched again");
 
-    // an image in use is not removed
+    // an image in use is not removed, unless it has another name
+    scene.remove(&by_digest);
     let mut holder = image_pod("/holder", &reference);
     holder["containers"][0]["exec"] = json!({"command": {"argv": ["/bin/hold"]}, "overrideEntrypoint": true});
     scene.client.run_pod(&holder);

@@ -215,3 +215,18 @@ fn a_flood_of_log_lines_keeps_within_its_bounds() {
     arena.unharmed();
     arena.client.rm("/greedy");
 }
+
+#[test]
+fn a_containers_own_log_limit_is_kept() {
+    privileged!();
+    let arena = Arena::new();
+    let most = 256 * 1024;
+    let flood = greedy(&["/opt/testbox", "spam", "50000", "100"], &json!({"cpus": 1.0, "mem": 64, "disk": 32}));
+    let flood = pods::with_container(flood, |container| container["agentd"] = json!({"log": {"maxBytes": most}}));
+    let response = arena.client.post("/v1/pods", &flood);
+    assert!(response.ok(), "{}", response.text);
+    arena.client.wait_finished("/greedy");
+    let log = arena.client.logs("/greedy", "main");
+    assert!(log.len() <= most && log.lines().last().is_some_and(|line| line.starts_with("00049999")), "{}", log.len());
+    arena.client.rm("/greedy");
+}

@@ -79,6 +79,8 @@ fn start(listener: OwnedFd, exits: OwnedFd, own_network: bool) -> Step<PodInit> 
     let mqueue =
         sys::new_mount(c"mqueue", &[], &[], (sys::ATTR_NOSUID | sys::ATTR_NODEV | sys::ATTR_NOEXEC) as u32)?;
     sys::move_mount(mqueue.as_fd(), libc::AT_FDCWD, c"/mqueue", "attach /mqueue")?;
+    // volumes that are held later appear in the spares that wait already; these hand nothing back
+    sys::set_propagation(libc::MS_SHARED, false)?;
     drop_capabilities();
     // SAFETY: plain integer; the descriptor is new.
     let epoll = unsafe { OwnedFd::from_raw_fd(libc::epoll_create1(libc::EPOLL_CLOEXEC)) };
@@ -364,6 +366,9 @@ impl PodInit {
         }
         match cloned? {
             Cloned::Child => {
+                if flags & libc::CLONE_NEWNS != 0 && sys::set_propagation(libc::MS_SLAVE, true).is_err() {
+                    sys::exit(127);
+                }
                 join_cgroups(&theirs, tasks);
                 let mut keep = vec![theirs.as_raw_fd()];
                 keep.extend(target.as_ref().map(AsRawFd::as_raw_fd));

@@ -111,21 +111,22 @@ pub fn set_attributes(mount: BorrowedFd<'_>, set: u64, recursive: bool) -> Step<
     check(r, "mount_setattr").map(drop)
 }
 
-/// Makes every mount private to this namespace.
-pub fn make_private() -> Step<()> {
-    let attr = MountAttr { set: 0, clear: 0, propagation: libc::MS_PRIVATE, userns_fd: 0 };
+/// Sets how the mount at `/`, and with `recursive` all below it, passes on what is mounted there (`MS_PRIVATE` and the like).
+pub fn set_propagation(propagation: u64, recursive: bool) -> Step<()> {
+    const AT_RECURSIVE: i32 = 0x8000;
+    let attr = MountAttr { set: 0, clear: 0, propagation, userns_fd: 0 };
     // SAFETY: attr is a live MountAttr of the stated size; the path is NUL-terminated.
     let r = unsafe {
         libc::syscall(
             libc::SYS_mount_setattr,
             libc::AT_FDCWD,
             c"/".as_ptr(),
-            0x8000,
+            if recursive { AT_RECURSIVE } else { 0 },
             &raw const attr,
             size_of::<MountAttr>(),
         )
     };
-    check(r, "make mounts private").map(drop)
+    check(r, "set the propagation of mounts").map(drop)
 }
 
 #[repr(C)]

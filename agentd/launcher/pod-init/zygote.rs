@@ -63,7 +63,7 @@ fn harden() -> Step<()> {
 /// directory, `/shm`, `/mqueue` and `/volumes` for each pod-init's own mounts.
 fn empty_root() -> Step<()> {
     sys::unshare(libc::CLONE_NEWNS, "unshare the mount namespace")?;
-    sys::make_private()?;
+    sys::set_propagation(libc::MS_PRIVATE, true)?;
     let root = sys::new_mount(
         c"tmpfs",
         &[(c"size", c"64k"), (c"nr_inodes", c"32"), (c"mode", c"0700")],

@@ -63,7 +63,8 @@ impl Refusal {
     /// A path that leads nowhere.
     pub fn unknown_path(path: &str) -> Self {
         let path: String = path.chars().take(200).collect();
-        let detail = format!("there is nothing at {path}; docs/api.md lists the paths, and a pod id is one segment (app%2Fweb)");
+        let detail =
+            format!("there is nothing at {path}; docs/api.md lists the paths, and a pod id is one segment (app%2Fweb)");
         Self::new(StatusCode::NOT_FOUND, "unknown-path", detail)
     }
 
@@ -146,7 +147,8 @@ pub fn whole(status: StatusCode, content_type: &'static str, body: impl Into<Byt
 
 /// An answer in JSON.
 pub fn json(status: StatusCode, value: &impl Serialize) -> Answer {
-    let text = serde_json::to_vec(value).map_err(|error| Refusal::failed(format!("the answer cannot be written: {error}")))?;
+    let text =
+        serde_json::to_vec(value).map_err(|error| Refusal::failed(format!("the answer cannot be written: {error}")))?;
     Ok(whole(status, "application/json", text))
 }
 

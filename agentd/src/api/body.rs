@@ -19,9 +19,6 @@ pub const MOST: usize = agentd_api::parse::MAX_BYTES;
 /// How much of an unwanted body is read and thrown away, so that the client gets to read its answer.
 const DRAIN: usize = 8 << 20;
 
-/// How long that may take.
-const DRAIN_PATIENCE: Duration = Duration::from_secs(2);
-
 /// Reads a JSON body that arrives within `patience`.
 pub async fn read(headers: &HeaderMap, body: &mut Incoming, patience: Duration) -> Result<Bytes, Refusal> {
     check_type(headers)?;
@@ -43,12 +40,13 @@ pub async fn read(headers: &HeaderMap, body: &mut Incoming, patience: Duration) 
         }
         Ok(Bytes::from(pieces))
     };
-    let slow = || Refusal::timed_out(format!("the body did not arrive within {} s; send it faster", patience.as_secs_f64()));
+    let slow =
+        || Refusal::timed_out(format!("the body did not arrive within {} s; send it faster", patience.as_secs_f64()));
     tokio::time::timeout(patience, collect).await.map_err(|_| slow())?
 }
 
 /// Reads on in a body that the call did not want, within bounds.
-pub async fn drain(body: &mut Incoming) {
+pub async fn drain(body: &mut Incoming, patience: Duration) {
     let discard = async {
         let mut seen = 0;
         while let Some(Ok(frame)) = body.frame().await {
@@ -59,7 +57,7 @@ pub async fn drain(body: &mut Incoming) {
         }
     };
     // hyper closes the connection when anything is left unread
-    let _ = tokio::time::timeout(DRAIN_PATIENCE, discard).await;
+    let _ = tokio::time::timeout(patience, discard).await;
 }
 
 fn too_large() -> Refusal {

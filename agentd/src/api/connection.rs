@@ -24,11 +24,14 @@ pub struct Limits {
     pub head: Duration,
     /// How long a whole body may take to arrive.
     pub body: Duration,
+    /// How long an unwanted body is read, so that the client gets to read its answer.
+    pub unwanted: Duration,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { connections: 512, head: Duration::from_secs(20), body: Duration::from_secs(20) }
+        let patience = Duration::from_secs(20);
+        Self { connections: 512, head: patience, body: patience, unwanted: Duration::from_secs(2) }
     }
 }
 

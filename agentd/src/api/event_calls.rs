@@ -29,7 +29,8 @@ pub fn events<P: Pods>(api: &Arc<Api<P>>, mut query: Query, headers: &HeaderMap)
     let follow = query.flag("follow");
     query.finish()?;
     let accept = headers.get(ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let wants_stream = accept.split(',').any(|kind| kind.split(';').next().unwrap_or_default().trim() == "text/event-stream");
+    let wants_stream =
+        accept.split(',').any(|kind| kind.split(';').next().unwrap_or_default().trim() == "text/event-stream");
     let resumed = match headers.get(LAST_EVENT_ID) {
         None => None,
         Some(value) => {
@@ -66,7 +67,7 @@ fn since(events: &Events, after: u64) -> (Vec<Event>, u64, broadcast::Receiver<E
 
 async fn follow_on<P: Pods>(pods: Arc<P>, mut last: u64, pieces: Pieces) {
     loop {
-        let (kept, newest, mut receiver) = since(pods.events(), last);
+        let (kept, newest, mut channel) = since(pods.events(), last);
         let mut text = Vec::new();
         if let Some(first) = kept.first()
             && last > 0
@@ -87,7 +88,7 @@ async fn follow_on<P: Pods>(pods: Arc<P>, mut last: u64, pieces: Pieces) {
             tokio::select! {
                 () = pieces.unwanted() => return,
                 () = tokio::time::sleep(HEARTBEAT) => text.extend_from_slice(b":\n\n"),
-                received = receiver.recv() => match received {
+                received = channel.recv() => match received {
                     Ok(event) if event.id > last => {
                         last = event.id;
                         write(&event, &mut text);

@@ -91,7 +91,7 @@ pub async fn handle<P: Pods>(api: &Arc<Api<P>>, peer: Peer, request: Request<Inc
     let problem = answer.as_ref().err().map(|refusal| refusal.detail().to_owned());
     let mut response = answer.unwrap_or_else(Refusal::into_response);
     if !body.is_end_stream() {
-        body::drain(&mut body).await;
+        body::drain(&mut body, api.limits.unwanted).await;
     }
     let status = response.status().as_u16();
     let path: String = parts.uri.path().chars().take(300).collect();

@@ -74,11 +74,7 @@ pub async fn logs<P: Pods>(api: &Arc<Api<P>>, id: &str, mut query: Query) -> Ans
 }
 
 /// The logs that are asked for.
-fn sources(
-    status: &PodStatus,
-    container: Option<&str>,
-    instance: Option<&str>,
-) -> Result<Vec<Source>, Refusal> {
+fn sources(status: &PodStatus, container: Option<&str>, instance: Option<&str>) -> Result<Vec<Source>, Refusal> {
     let missing = |name: &str, known: String| {
         let known = if known.is_empty() { "it has none".to_owned() } else { format!("it has {known}") };
         let detail = format!("the pod {} has no such {name}; {known}", status.id);
@@ -139,16 +135,13 @@ impl Merged {
                 }
             }
             let source = next.and_then(|(_, index)| self.sources.get_mut(index));
-            match source {
-                Some((entries, lines)) => {
-                    if let Some(entry) = entries.next() {
-                        lines.push(entry?, &mut out);
-                    }
+            if let Some((entries, lines)) = source {
+                if let Some(entry) = entries.next() {
+                    lines.push(entry?, &mut out);
                 }
-                None => {
-                    self.sources.iter_mut().for_each(|(_, lines)| lines.flush(&mut out));
-                    self.flushed = true;
-                }
+            } else {
+                self.sources.iter_mut().for_each(|(_, lines)| lines.flush(&mut out));
+                self.flushed = true;
             }
         }
         Ok(out)

@@ -20,12 +20,7 @@ use crate::node::Until;
 const UNTIL: [(&str, Until); 2] = [("running", Until::Running), ("finished", Until::Finished)];
 
 /// `POST /v1/pods`
-pub async fn run<P: Pods>(
-    api: &Arc<Api<P>>,
-    mut query: Query,
-    headers: &HeaderMap,
-    body: &mut Incoming,
-) -> Answer {
+pub async fn run<P: Pods>(api: &Arc<Api<P>>, mut query: Query, headers: &HeaderMap, body: &mut Incoming) -> Answer {
     let until = query.word("wait", &UNTIL);
     let timeout = query.seconds("timeout");
     if timeout.is_some() && until.is_none() {
@@ -82,7 +77,7 @@ async fn wait_for<P: Pods>(
     until: Until,
     timeout: Option<Duration>,
 ) -> Result<PodStatus, Refusal> {
-    let time_out = async {
+    let enough = async {
         match timeout {
             Some(timeout) => tokio::time::sleep(timeout).await,
             None => std::future::pending().await,
@@ -92,7 +87,7 @@ async fn wait_for<P: Pods>(
         // what is reached already is told even with a time-out of 0
         biased;
         status = api.pods.wait(id, until) => Ok(status?),
-        () = time_out => Err(late(&api.pods.get(id)?, until, timeout.unwrap_or_default())),
+        () = enough => Err(late(&api.pods.get(id)?, until, timeout.unwrap_or_default())),
         () = api.shutdown.cancelled() => Err(Refusal::stopping()),
     }
 }

@@ -60,9 +60,7 @@ impl Route {
         match self {
             Self::RunPod => &["wait", "timeout"],
             Self::WaitPod(_) => &["until", "timeout"],
-            Self::Logs(_) => {
-                &["container", "instance", "tail", "follow", "since", "stream", "timestamps", "format"]
-            }
+            Self::Logs(_) => &["container", "instance", "tail", "follow", "since", "stream", "timestamps", "format"],
             Self::Events => &["after", "follow"],
             _ => &[],
         }
@@ -147,4 +145,37 @@ pub fn encode(text: &str) -> String {
 /// The path of a pod.
 pub fn pod_path(id: &str) -> String {
     format!("/v1/pods/{}", encode(id.strip_prefix('/').unwrap_or(id)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pod_id_is_one_segment_and_comes_back() {
+        for id in ["/app/web", "/a", "/sp ace/%2F", "/übung"] {
+            let path = pod_path(id);
+            assert_eq!(path.matches('/').count(), 3, "{path}");
+            assert_eq!(find(&Method::GET, &path).unwrap(), Route::GetPod(id.to_owned()));
+            assert_eq!(find(&Method::GET, &format!("{path}/wait")).unwrap(), Route::WaitPod(id.to_owned()));
+        }
+        assert_eq!(find(&Method::GET, "/v1/pods/%2Fapp").unwrap(), Route::GetPod("/app".to_owned()));
+    }
+
+    #[test]
+    fn images_named_like_calls_can_be_removed() {
+        assert_eq!(find(&Method::POST, "/v1/images/pull").unwrap(), Route::PullImage);
+        assert_eq!(find(&Method::DELETE, "/v1/images/pull").unwrap(), Route::RemoveImage("pull".to_owned()));
+        let reference = "localhost:5000/a/b@sha256:00";
+        let path = format!("/v1/images/{}", encode(reference));
+        assert_eq!(find(&Method::DELETE, &path).unwrap(), Route::RemoveImage(reference.to_owned()));
+    }
+
+    #[test]
+    fn escapes_are_undone_or_refused() {
+        assert_eq!(decode("a%2Fb+c%C3%A9").unwrap(), "a/b+c\u{e9}");
+        for bad in ["%", "%2", "%2g", "%%41", "%ff", "a%00"] {
+            assert!(decode(bad).is_err(), "{bad}");
+        }
+    }
 }

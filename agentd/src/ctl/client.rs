@@ -128,12 +128,7 @@ impl Client {
     }
 
     /// Makes a call and reads its answer as a whole.
-    pub async fn call(
-        &self,
-        method: Method,
-        path: &str,
-        body: Option<Bytes>,
-    ) -> std::result::Result<Bytes, CallError> {
+    pub async fn call(&self, method: Method, path: &str, body: Option<Bytes>) -> std::result::Result<Bytes, CallError> {
         let response = self.send(method, path, &[], body).await?;
         Ok(self.collect(response).await?)
     }
@@ -153,13 +148,12 @@ impl Client {
 
 /// What the daemon says is wrong, also when it is not said as a problem.
 fn problem(status: StatusCode, text: &[u8]) -> Problem {
-    serde_json::from_slice(text).map(|problem: Problem| Problem { status: status.as_u16(), ..problem }).unwrap_or_else(
-        |_| {
-            let shown: String = String::from_utf8_lossy(text).chars().take(300).collect();
-            let detail = format!("the daemon answered {status} {shown}");
-            Problem { status: status.as_u16(), kind: "unknown".to_owned(), detail, errors: Vec::new() }
-        },
-    )
+    if let Ok(problem) = serde_json::from_slice::<Problem>(text) {
+        return Problem { status: status.as_u16(), ..problem };
+    }
+    let shown: String = String::from_utf8_lossy(text).chars().take(300).collect();
+    let detail = format!("the daemon answered {status} {shown}");
+    Problem { status: status.as_u16(), kind: "unknown".to_owned(), detail, errors: Vec::new() }
 }
 
 /// An answer that comes bit by bit.

@@ -41,13 +41,7 @@ fn load(file: &Path) -> Result<(Bytes, String)> {
 }
 
 /// `agentctl pod run`
-pub async fn run(
-    client: &Client,
-    output: &mut Output,
-    file: &Path,
-    wait: Wait,
-    timeout: Option<f64>,
-) -> Result<()> {
+pub async fn run(client: &Client, output: &mut Output, file: &Path, wait: Wait, timeout: Option<f64>) -> Result<()> {
     let (text, name) = load(file)?;
     let wait = match wait {
         Wait::Running => Some("running"),
@@ -133,7 +127,7 @@ pub async fn list(client: &Client, output: &mut Output) -> Result<()> {
             columns.row([
                 pod.id.clone(),
                 instance.id.clone(),
-                word(&instance.phase),
+                word(instance.phase),
                 format!("{running}/{}", instance.containers.len()),
                 starts.to_string(),
                 instance.addresses.join(","),
@@ -159,7 +153,7 @@ pub async fn inspect(client: &Client, output: &mut Output, id: &str) -> Result<(
     }
     for instance in &pod.instances {
         output.line(&format!("\nInstance  {}", clean(&instance.id)))?;
-        output.line(&format!("Phase     {}", word(&instance.phase)))?;
+        output.line(&format!("Phase     {}", word(instance.phase)))?;
         if let Some(message) = &instance.message {
             output.line(&format!("Message   {}", clean(message)))?;
         }
@@ -169,7 +163,18 @@ pub async fn inspect(client: &Client, output: &mut Output, id: &str) -> Result<(
         if let Some(pid) = instance.init_pid {
             output.line(&format!("pod-init  {pid}"))?;
         }
-        let heads = ["CONTAINER", "STATE", "PID", "HEALTHY", "STARTS", "LAST EXIT", "PEAK MEMORY", "STARTED", "CGROUP", "MESSAGE"];
+        let heads = [
+            "CONTAINER",
+            "STATE",
+            "PID",
+            "HEALTHY",
+            "STARTS",
+            "LAST EXIT",
+            "PEAK MEMORY",
+            "STARTED",
+            "CGROUP",
+            "MESSAGE",
+        ];
         let mut columns = Columns::new(&heads);
         for container in &instance.containers {
             let healthy = container.healthy.map(|healthy| if healthy { "yes" } else { "no" });
@@ -205,7 +210,7 @@ fn show(output: &mut Output, body: &[u8]) -> Result<()> {
             columns.row([
                 pod.id.clone(),
                 instance.id.clone(),
-                word(&instance.phase),
+                word(instance.phase),
                 container.name.clone(),
                 container.state.as_str().to_owned(),
                 container.pid.map(|pid| pid.to_string()).unwrap_or_default(),
@@ -237,7 +242,7 @@ fn ports(container: &ContainerStatus) -> String {
 }
 
 /// The word that a phase has in JSON.
-fn word(phase: &InstancePhase) -> String {
+fn word(phase: InstancePhase) -> String {
     serde_json::to_value(phase).ok().and_then(|word| word.as_str().map(str::to_owned)).unwrap_or_default()
 }
 

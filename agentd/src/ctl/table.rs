@@ -74,7 +74,10 @@ mod tests {
         columns.row(["/application", "200"]);
         columns.row(["", "\x1b"]);
         columns.right(&[1]);
-        assert_eq!(columns.text(), "POD           SIZE\n/app             1\n/application   200\n-                \u{fffd}");
+        assert_eq!(
+            columns.text(),
+            "POD           SIZE\n/app             1\n/application   200\n-                \u{fffd}"
+        );
     }
 
     #[test]

@@ -27,6 +27,9 @@ use crate::lifecycle::{Action, Ending, Input};
 use crate::pool::Haste;
 use crate::sandbox::Sandbox;
 
+/// How long beyond its grace period a launch that is given up may take before its processes are killed.
+const OVERDUE: Duration = Duration::from_secs(5);
+
 /// How often a disk limit that only measuring enforces is measured.
 const METER: Duration = Duration::from_secs(5);
 
@@ -34,6 +37,8 @@ const METER: Duration = Duration::from_secs(5);
 pub(super) enum Signal {
     Input(Input),
     Started { slot: usize, attempt: u32, result: Result<Started, launch::Failure> },
+    /// A launch that was to be given up has not ended by itself.
+    Overdue { slot: usize, attempt: u32 },
 }
 
 /// What the task keeps of a container that runs.
@@ -147,7 +152,8 @@ impl Actor {
         while let Some(command) = commands.recv().await {
             match command {
                 Command::Stop { done } => drop(done.send(())),
-                Command::Update { done, .. } => drop(done.send(Err("the instance has ended".to_owned()))),
+                // nothing runs that could be changed, but its specification follows the pod's
+                Command::Update { spec, done } => drop(done.send(self.update(*spec).await)),
             }
         }
     }
@@ -220,6 +226,11 @@ impl Actor {
     async fn signal(&mut self, signal: Signal) {
         match signal {
             Signal::Input(input) => self.input(input).await,
+            Signal::Overdue { slot, attempt } => {
+                if self.launches.contains_key(&slot) && self.record.machine.containers[slot].attempt == attempt {
+                    self.kill_slot(slot).await;
+                }
+            }
             Signal::Started { slot, attempt, result } => {
                 self.launches.remove(&slot);
                 if self.launches.is_empty() {
@@ -231,8 +242,9 @@ impl Actor {
                         // it ran and ended before the launcher died, and only the answer was lost
                         Some(ended) => self.exited(slot, attempt, Some(ended)).await,
                         None => {
-                            self.forget(slot).await;
+                            self.early.retain(|(s, a, _)| (*s, *a) != (slot, attempt));
                             self.clean_up_launch(slot, attempt).await;
+                            self.forget(slot).await;
                             self.input(Input::LaunchFailed { slot, attempt, reason, message }).await;
                         }
                     },
@@ -249,6 +261,10 @@ impl Actor {
             host.cores.lock().unwrap_or_else(PoisonError::into_inner).release(&id, slot as u32);
             // without a cgroup it did not come far enough for the rest
             let Ok(cgroup) = host.driver.container(&id, slot as u32) else { return };
+            if host.driver.populated(&cgroup).unwrap_or(true) {
+                // a spare, or a program whose start could not be answered any more
+                empty(&host, &cgroup);
+            }
             let pod_dir = host.layout.sandbox(&id);
             host.cleanup(&ContainerContext {
                 pod: &spec,
@@ -268,9 +284,20 @@ impl Actor {
     }
 
     async fn started(&mut self, slot: usize, attempt: u32, started: Started) {
-        let Started { pid, cgroup, plan, oom_before } = started;
+        let Started { pid, cgroup, plan, oom_before, spec } = started;
         self.register(slot, attempt, cgroup, plan, oom_before, Duration::ZERO);
         self.input(Input::Launched { slot, attempt, pid }).await;
+        if self.record.machine.containers[slot].pid != Some(pid) {
+            // the machine had given it up; what it asked to be killed is not looked after any further
+            if let Some(live) = self.live.remove(&slot) {
+                live.health.cancel();
+            }
+        } else if !Arc::ptr_eq(&spec, &self.spec) {
+            // updated between its preparation and now
+            if let Err(error) = self.apply().await {
+                tracing::error!(instance = self.record.id, slot, "an update came during the start: {error}");
+            }
+        }
         let early: Vec<_> = self.early.extract_if(.., |(s, a, _)| *s == slot && *a == attempt).collect();
         for (slot, attempt, ended) in early {
             self.exited(slot, attempt, Some(ended)).await;
@@ -288,7 +315,10 @@ impl Actor {
         age: Duration,
     ) {
         let health = CancellationToken::new();
-        self.live.insert(slot, Live { cgroup: Arc::clone(&cgroup), oom_before, health: health.clone() });
+        let replaced = self.live.insert(slot, Live { cgroup: Arc::clone(&cgroup), oom_before, health: health.clone() });
+        if let Some(replaced) = replaced {
+            replaced.health.cancel();
+        }
         let (Some(check), Some(sandbox)) = (&self.spec.containers[slot].health_check, &self.sandbox) else { return };
         let endpoints = self.host.network.pod_network(&self.record.id).map(|n| n.endpoints).unwrap_or_default();
         let name = self.spec.containers[slot].name.clone();
@@ -349,8 +379,38 @@ impl Actor {
                     self.exited(slot, attempt, Some(ended)).await;
                 }
             }
-            Notice::Gone => self.launcher_died().await,
+            Notice::Gone => self.reconnect().await,
         }
+    }
+
+    /// The connection to pod-init is gone: either it died, or it gave up on a daemon that did not read.
+    async fn reconnect(&mut self) {
+        match self.host.sandboxes.adopt(&self.record.id).await {
+            Some((sandbox, processes)) => {
+                self.sandbox = Some(sandbox);
+                self.take_back_processes(processes).await;
+            }
+            None => self.launcher_died().await,
+        }
+    }
+
+    /// Kills a container's cgroup, whether it is known as running or not.
+    async fn kill_slot(&self, slot: usize) {
+        let (host, id) = (Arc::clone(&self.host), self.record.id.clone());
+        let live = self.live.get(&slot).map(|live| Arc::clone(&live.cgroup));
+        let killed = tokio::task::spawn_blocking(move || match live {
+            Some(cgroup) => host.driver.kill(&cgroup),
+            None => host.driver.container(&id, slot as u32).and_then(|cgroup| host.driver.kill(&cgroup)),
+        })
+        .await;
+        let error = match killed {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => error.to_string(),
+            Err(error) => error.to_string(),
+        };
+        tracing::error!(instance = self.record.id, slot, "a kill failed and is tried again: {error}");
+        let attempt = self.record.machine.containers[slot].attempt;
+        self.later(1000, Input::GraceOver { slot, attempt });
     }
 
     /// The pod-init is dead: statuses that it still wrote count, everything else of the pod is killed.
@@ -377,8 +437,10 @@ impl Actor {
             .filter(|(slot, c)| c.alive() && !self.launches.contains_key(slot))
             .map(|(slot, c)| (slot, c.attempt))
             .collect();
-        for (slot, attempt) in running {
-            if let Some(ended) = self.written_exit(slot, attempt) {
+        // read before anything is done with them: a launch that follows from one of them clears the folder
+        let running: Vec<_> = running.into_iter().map(|(slot, a)| (slot, a, self.written_exit(slot, a))).collect();
+        for (slot, attempt, ended) in running {
+            if let Some(ended) = ended {
                 self.exited(slot, attempt, Some(ended)).await;
             } else {
                 self.close_log(slot).await;
@@ -512,6 +574,13 @@ impl Actor {
             Action::CancelLaunch { slot } => {
                 if let Some(cancel) = self.launches.get(&slot) {
                     cancel.cancel();
+                    let (signals, attempt) = (self.signals.clone(), self.record.machine.containers[slot].attempt);
+                    let grace = Duration::from_millis(self.record.machine.rules.containers[slot].grace_ms) + OVERDUE;
+                    tokio::spawn(async move {
+                        tokio::time::sleep(grace).await;
+                        // an instance that has ended has no launches
+                        let _ = signals.send(Signal::Overdue { slot, attempt });
+                    });
                 }
                 None
             }
@@ -526,12 +595,7 @@ impl Actor {
                 None
             }
             Action::Kill { slot } => {
-                if let Some(live) = self.live.get(&slot) {
-                    let (driver, cgroup) = (Arc::clone(&self.host.driver), Arc::clone(&live.cgroup));
-                    if let Ok(Err(error)) = tokio::task::spawn_blocking(move || driver.kill(&cgroup)).await {
-                        tracing::error!(instance = self.record.id, slot, "{error}");
-                    }
-                }
+                self.kill_slot(slot).await;
                 failpoint::pass("stop.killed");
                 None
             }
@@ -583,7 +647,10 @@ impl Actor {
         self.launches.insert(slot, cancel);
         let signals = self.signals.clone();
         tokio::spawn(async move {
-            let result = launch::run(job).await;
+            let launched = tokio::spawn(launch::run(job)).await;
+            let result = launched.unwrap_or_else(|panic| {
+                Err((Reason::ContainerLaunchFailed, format!("agentd failed inside (please report it): {panic}")))
+            });
             // a daemon that ends has no use for the answer; the next one asks pod-init
             let _ = signals.send(Signal::Started { slot, attempt, result });
         });
@@ -646,6 +713,8 @@ impl Actor {
             tracing::error!(instance = id, "not everything could be given back, trying again: {error}");
             tokio::time::sleep(Duration::from_secs(2)).await;
         }
+        let pods = format!("{}/pods/{id}/", self.host.driver.parent().trim_matches('/'));
+        self.host.victims.lock().unwrap_or_else(PoisonError::into_inner).retain(|path, _| !path.starts_with(&pods));
         let mut allocator = self.host.cores.lock().unwrap_or_else(PoisonError::into_inner);
         for slot in 0..self.record.cores.len() {
             allocator.release(&id, slot as u32);
@@ -666,7 +735,7 @@ impl Actor {
             return Ok(());
         }
         let before = self.grant.amount();
-        self.grant.resize(super::needs(&spec)).map_err(|short| short.to_string())?;
+        self.grant.resize(super::needs(&spec)).map_err(|short| short.one_line())?;
         let old = std::mem::replace(&mut self.record.spec, spec.clone());
         self.spec = Arc::new(spec);
         self.persist();
@@ -714,6 +783,17 @@ impl Actor {
     }
 }
 
+/// Kills what is in a cgroup and waits until it is gone. Blocking.
+fn empty(host: &Host, cgroup: &ContainerCgroup) {
+    let emptied = host
+        .driver
+        .kill(cgroup)
+        .and_then(|()| host.driver.wait_empty(cgroup, Instant::now() + Duration::from_secs(10)));
+    if let Err(error) = emptied {
+        tracing::error!("{error}");
+    }
+}
+
 /// Empties the cgroup of a container whose first process has ended, and asks why it ended.
 fn finish(
     host: &Host,
@@ -722,13 +802,7 @@ fn finish(
     limit_mib: f64,
 ) -> (Option<(Reason, String)>, Option<u64>) {
     if host.driver.populated(cgroup).unwrap_or(true) {
-        let emptied = host
-            .driver
-            .kill(cgroup)
-            .and_then(|()| host.driver.wait_empty(cgroup, Instant::now() + Duration::from_secs(10)));
-        if let Err(error) = emptied {
-            tracing::error!("{error}");
-        }
+        empty(host, cgroup);
     }
     let peak = host.memory.peak(cgroup).ok().flatten();
     let kills = host.memory.oom_kills(cgroup).unwrap_or(0);

@@ -36,6 +36,9 @@ impl Actor {
         } else {
             self.take_back_processes(processes).await;
         }
+        if self.record.released {
+            return;
+        }
         if let Err(error) = self.apply().await {
             tracing::warn!(instance = self.record.id, "resources could not be applied again: {error}");
         }
@@ -59,8 +62,9 @@ impl Actor {
         }
     }
 
-    async fn take_back_processes(&mut self, processes: Vec<ProcessEntry>) {
+    pub(super) async fn take_back_processes(&mut self, processes: Vec<ProcessEntry>) {
         for entry in processes.iter().filter(|p| p.key >= FIRST_EXEC_KEY) {
+            super::command::pass_key(entry.key);
             self.end_command(entry.key).await;
         }
         for slot in 0..self.record.machine.containers.len() {
@@ -68,7 +72,8 @@ impl Actor {
                 let container = &self.record.machine.containers[slot];
                 (container.alive(), container.launching, container.attempt)
             };
-            if !alive {
+            // the end of an earlier slot may have launched this one just now
+            if !alive || self.launches.contains_key(&slot) {
                 continue;
             }
             let found = self.settled(slot, &processes).await;

@@ -19,6 +19,11 @@ use crate::launch::pod_init::PodInit;
 
 static NEXT: AtomicU32 = AtomicU32::new(FIRST_EXEC_KEY);
 
+/// A key that an earlier daemon gave out is not given out again.
+pub fn pass_key(key: u32) {
+    NEXT.fetch_max(key.saturating_add(1), Ordering::Relaxed);
+}
+
 /// Runs commands in one container.
 pub struct Runner {
     /// The host.

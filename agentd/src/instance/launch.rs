@@ -47,6 +47,8 @@ pub struct Started {
     pub plan: Arc<ContainerPlan>,
     /// Count of memory kills before the start.
     pub oom_before: u64,
+    /// The specification that it was started with.
+    pub spec: Arc<PodSpec>,
 }
 
 /// Why there is none.
@@ -230,7 +232,7 @@ async fn hand_over(job: &Job, prepared: Prepared) -> Result<Started, Failure> {
     failpoint::pass("launch.captured");
     plan.mounts.clear();
     keep_plan(job, &plan);
-    Ok(Started { pid, cgroup, plan: Arc::new(plan), oom_before })
+    Ok(Started { pid, cgroup, plan: Arc::new(plan), oom_before, spec: Arc::clone(&job.spec) })
 }
 
 /// Keeps the plan, without its environment (secrets), for commands of health checks after a restart of the daemon.

@@ -97,6 +97,7 @@ pub async fn release(host: &Arc<Host>, id: &str, sandbox: Option<Sandbox>) -> Re
     .await
     .map_err(|e| e.to_string())??;
     host.images.release(id);
+    host.network_left.notify_one();
     failpoint::pass("release.done");
     Ok(())
 }

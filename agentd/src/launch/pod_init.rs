@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use agentd_launcher::message::{Ended, ProcessEntry, Reply, Request, SpareKind};
 use agentd_launcher::socket::MAX_MESSAGE;
@@ -15,6 +16,9 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::seqpacket::Seqpacket;
 use super::{LaunchError, binary};
+
+/// How long a pod-init may take to answer.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// What a pod-init tells without being asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,7 +76,11 @@ pub struct State {
 impl PodInit {
     /// Connects to the pod-init that listens at `path`.
     pub fn connect(path: &Path, notices: mpsc::UnboundedSender<Notice>) -> Result<Self, LaunchError> {
-        let socket = Seqpacket::connect(path).map_err(|_| LaunchError::Gone)?;
+        let socket = Seqpacket::connect(path).map_err(|error| match error.kind() {
+            // nobody listens any more; every other error says nothing of the pod-init
+            std::io::ErrorKind::ConnectionRefused | std::io::ErrorKind::NotFound => LaunchError::Gone,
+            _ => LaunchError::System { what: "connect to a pod-init", source: error },
+        })?;
         let shared = Arc::new(Shared { socket, waiting: Mutex::new(Waiting::default()) });
         let reader = tokio::spawn(read(Arc::clone(&shared), notices));
         Ok(Self { shared, reader })
@@ -91,7 +99,13 @@ impl PodInit {
             sequence
         };
         self.shared.socket.send(&request.encode(sequence), fds).await.map_err(|_| LaunchError::Gone)?;
-        match receiver.await.map_err(|_| LaunchError::Gone)? {
+        // a start takes as long as its mounts do; everything else is a matter of microseconds
+        let limit = if matches!(request, Request::Start { .. }) { Duration::MAX } else { PATIENCE };
+        let Ok(answer) = tokio::time::timeout(limit, receiver).await else {
+            self.shared.waiting.lock().unwrap_or_else(PoisonError::into_inner).replies.remove(&sequence);
+            return Err(LaunchError::Refused(format!("the pod's launcher did not answer within {} s", PATIENCE.as_secs())));
+        };
+        match answer.map_err(|_| LaunchError::Gone)? {
             (Reply::Failed { stage, errno }, _) => Err(LaunchError::from_reply(stage, errno)),
             answer => Ok(answer),
         }

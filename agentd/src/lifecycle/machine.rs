@@ -112,16 +112,15 @@ impl Machine {
                 }
             }
             Input::Health { slot, attempt, healthy } => {
-                if let Some(container) = self.current(slot, attempt).filter(|c| c.state == TaskState::TaskRunning) {
-                    if container.healthy != Some(healthy) {
-                        container.healthy = Some(healthy);
-                        let (kind, text) = if healthy {
-                            ("container-healthy", "its health check passes")
-                        } else {
-                            ("container-unhealthy", "its health check fails")
-                        };
-                        actions.push(event(Some(slot), kind, text.to_owned()));
-                    }
+                let changes = |c: &&mut Container| c.state == TaskState::TaskRunning && c.healthy != Some(healthy);
+                if let Some(container) = self.current(slot, attempt).filter(changes) {
+                    container.healthy = Some(healthy);
+                    let (kind, text) = if healthy {
+                        ("container-healthy", "its health check passes")
+                    } else {
+                        ("container-unhealthy", "its health check fails")
+                    };
+                    actions.push(event(Some(slot), kind, text.to_owned()));
                 }
             }
             Input::End { slot, attempt, ending } => match self.current(slot, attempt).map(|c| c.state) {
@@ -140,7 +139,7 @@ impl Machine {
             Input::BackoffOver { slot } => self.backoff_over(slot, now_ms, &mut actions),
             Input::Stop => self.stop(now_ms, &mut actions),
             Input::LauncherDied => self.launcher_died(now_ms, &mut actions),
-            Input::SetupFailed { message } => self.setup_failed(message, now_ms, &mut actions),
+            Input::SetupFailed { message } => self.setup_failed(&message, now_ms, &mut actions),
         }
         self.launch_ready(&mut actions);
         self.give_up_dependents(now_ms, &mut actions);
@@ -238,20 +237,19 @@ impl Machine {
         let mut ended = Vec::new();
         for slot in alive {
             let container = &mut self.containers[slot];
-            let before = container.ending.take();
-            let died = Ending {
-                state: before.as_ref().map_or(TaskState::TaskFailed, |ending| ending.state),
+            let ending = container.ending.take().unwrap_or(Ending {
+                state: TaskState::TaskFailed,
                 reason: Reason::ContainerLauncherDied,
                 message: MESSAGE.to_owned(),
-            };
-            if container.worker != Worker::Nobody {
+            });
+            if container.worker == Worker::Nobody {
+                self.finish(slot, Outcome::of(ending, Some(ExitStatus::Unknown)), now_ms, actions);
+                ended.push(slot);
+            } else {
                 // whoever works on the launch still answers; until then nothing may be given back or started again
                 container.worker = Worker::Dead;
-                container.ending = Some(died);
+                container.ending = Some(ending);
                 actions.push(Action::CancelLaunch { slot });
-            } else {
-                self.finish(slot, Outcome::of(before.unwrap_or(died), Some(ExitStatus::Unknown)), now_ms, actions);
-                ended.push(slot);
             }
         }
         // only now: the end of one is no reason to kill another that is dead already
@@ -260,9 +258,9 @@ impl Machine {
         }
     }
 
-    fn setup_failed(&mut self, message: String, now_ms: u64, actions: &mut Vec<Action>) {
-        self.message = Some(message.clone());
-        actions.push(event(None, "pod-setup-failed", message.clone()));
+    fn setup_failed(&mut self, message: &str, now_ms: u64, actions: &mut Vec<Action>) {
+        self.message = Some(message.to_owned());
+        actions.push(event(None, "pod-setup-failed", message.to_owned()));
         // a restarted daemon sets up again before it goes on: what waits for its restart keeps waiting
         self.set_timers(now_ms, actions);
         let waiting: Vec<usize> = (0..self.containers.len()).filter(|&slot| self.containers[slot].waits()).collect();
@@ -270,7 +268,7 @@ impl Machine {
             let outcome = Outcome {
                 state: TaskState::TaskError,
                 reason: Some(Reason::ContainerLaunchFailed),
-                message: Some(message.clone()),
+                message: Some(message.to_owned()),
                 exit: self.containers[slot].exit,
             };
             self.finish(slot, outcome, now_ms, actions);
@@ -302,7 +300,9 @@ impl Machine {
 
 /// How a container ended whose process has ended.
 fn outcome(ending: Option<Ending>, cause: Option<(Reason, String)>, exit: ExitStatus) -> Outcome {
-    match (ending, cause) {
+    // of a launch whose launcher has died, the exit status that it wrote first says more than its death
+    let unseen = |e: &Ending| e.reason != Reason::ContainerLauncherDied || exit == ExitStatus::Unknown;
+    match (ending.filter(unseen), cause) {
         // a program that answers SIGTERM with success has finished
         (Some(ending), _) if ending.reason != Reason::TaskKilledByRequest || !exit.success() => {
             Outcome::of(ending, Some(exit))

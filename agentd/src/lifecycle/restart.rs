@@ -155,12 +155,11 @@ impl Machine {
             actions.push(timer);
             return;
         }
-        match slot {
-            Some(slot) => self.wait_again(slot),
-            None => {
-                self.round_failed = false;
-                (0..self.containers.len()).for_each(|slot| self.wait_again(slot));
-            }
+        if let Some(slot) = slot {
+            self.wait_again(slot);
+        } else {
+            self.round_failed = false;
+            (0..self.containers.len()).for_each(|slot| self.wait_again(slot));
         }
     }
 

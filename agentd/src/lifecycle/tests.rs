@@ -243,6 +243,11 @@ fn the_failure_of_one_takes_the_group_with_it() {
     assert_eq!(run.states(), [TaskFailed, TaskKilling, TaskStarting, TaskKilled]);
     assert_eq!((run.machine.phase, run.reason(0)), (Phase::Stopping, Some(Reason::CommandExecutorFailed)));
     assert_eq!((run.reason(3), run.attempt(3)), (Some(Reason::TaskGroupFailed), 0));
+    // what ended it first is why it ended
+    let mut stopped = Run { machine: run.machine.clone(), ..Run::new(run.machine.rules.clone()) };
+    assert_eq!(stopped.step(Input::Stop), []);
+    stopped.launch_failed(2);
+    assert_eq!(stopped.reason(2), Some(Reason::TaskGroupFailed));
     assert_eq!(run.launch_failed(2), []);
     assert_eq!((run.states()[2], run.reason(2)), (TaskKilled, Some(Reason::TaskGroupFailed)));
     assert_eq!(run.message(2), "container a of the pod failed");
@@ -255,9 +260,7 @@ fn the_failure_of_one_takes_the_group_with_it() {
 
 #[test]
 fn a_launch_that_succeeds_after_it_was_given_up_is_ended() {
-    let mut run = Run::running(Never, Pod, &[("a", &[])]);
-    run = Run { machine: Machine::new(rules(Never, Pod, &[("a", &[]), ("b", &[])])), ..run };
-    run.step(Input::Begin);
+    let mut run = Run::begun(Never, Pod, &[("a", &[]), ("b", &[])]);
     run.launched(0);
     assert_eq!(run.exited(0, BAD), [Action::CancelLaunch { slot: 1 }]);
     assert_eq!(run.launched(1), [terminate(1, 1)]);
@@ -286,6 +289,18 @@ fn delays_grow_are_capped_and_begin_anew_after_a_stable_run() {
         run.step(Input::BackoffOver { slot });
         assert_eq!(run.launch_failed(0), [backoff(slot, 2000)], "{scope:?}");
     }
+}
+
+#[test]
+fn one_that_is_ended_on_paper_has_not_run() {
+    let mut run = Run::running(Always, Pod, &[("a", &[]), ("b", &["a"])]);
+    run.exited(0, BAD);
+    assert_eq!(run.exited(1, NINE), [backoff(None, 1000)]);
+    run.now += 2 * STABLE_MS;
+    assert_eq!(run.step(Input::BackoffOver { slot: None }), [launch(0, 2)]);
+    assert_eq!(run.launch_failed(0), [backoff(None, 2000)]);
+    // it keeps the end of its last attempt
+    assert_eq!((run.states()[1], run.machine.containers[1].exit), (TaskKilled, Some(NINE)));
 }
 
 #[test]
@@ -321,7 +336,8 @@ fn a_restart_timer_that_comes_early_is_set_for_the_rest() {
 
 #[test]
 fn stop_while_waiting_launching_running_killing_and_in_backoff() {
-    let mut run = Run::begun(Always, Each, &[("waits", &["launches"]), ("launches", &[]), ("runs", &[]), ("down", &[])]);
+    let mut run =
+        Run::begun(Always, Each, &[("waits", &["launches"]), ("launches", &[]), ("runs", &[]), ("down", &[])]);
     run.launched(2);
     run.launched(3);
     run.exited(3, BAD);
@@ -523,13 +539,25 @@ fn a_dead_launcher_while_launching_waits_for_the_answer() {
 }
 
 #[test]
+fn an_exit_status_that_the_dead_launcher_wrote_counts() {
+    let mut run = Run::begun(OnFailure, Pod, &[("a", &[]), ("b", &[])]);
+    run.step(Input::LauncherDied);
+    assert_eq!(run.exited(0, OK), []);
+    assert_eq!(run.exited(1, BAD), [backoff(None, 1000)]);
+    assert_eq!((run.states(), run.reason(1)), (vec![TaskFinished, TaskFailed], Some(Reason::CommandExecutorFailed)));
+}
+
+#[test]
 fn a_dead_launcher_while_killing_stopping_and_in_backoff() {
     // killing for its health: that is why it ends
     let mut run = Run::running(Never, Each, &[("a?", &[]), ("b", &[])]);
     run.end(0, Reason::TaskHealthCheckFailed);
     run.launched(1);
     assert_eq!(run.step(Input::LauncherDied), [Action::NewSandbox, Action::Release]);
-    assert_eq!([run.reason(0), run.reason(1)], [Some(Reason::TaskHealthCheckFailed), Some(Reason::ContainerLauncherDied)]);
+    assert_eq!(
+        [run.reason(0), run.reason(1)],
+        [Some(Reason::TaskHealthCheckFailed), Some(Reason::ContainerLauncherDied)]
+    );
 
     let mut run = Run::running(Always, Pod, &[("a", &[])]);
     run.step(Input::Stop);
@@ -552,8 +580,7 @@ fn a_dead_launcher_while_killing_stopping_and_in_backoff() {
 #[test]
 fn inputs_of_another_attempt_change_nothing() {
     let stale = |slot: usize, attempt: u32| {
-        let ending =
-            Ending { state: TaskFailed, reason: Reason::TaskHealthCheckFailed, message: "stale".to_owned() };
+        let ending = Ending { state: TaskFailed, reason: Reason::TaskHealthCheckFailed, message: "stale".to_owned() };
         [
             Input::Starting { slot, attempt },
             Input::Launched { slot, attempt, pid: 4 },

@@ -1,9 +1,11 @@
 //! Joining a pod to its networks, and taking it out again.
 
+use std::cell::RefCell;
+use std::collections::HashMap;
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 
-use agentd_api::pod::PodSpec;
+use agentd_api::pod::{PodSpec, Protocol};
 
 use super::base::Base;
 use super::cni::{self, Attachment, Target};
@@ -12,6 +14,17 @@ use super::ledger::Record;
 use super::link::{self, POD_LINK, PodLink};
 use super::{AttachRequest, ISOLATOR, Network, PodMode, PodNetwork, Resolved, fail, lock, mode_of, names, ports};
 use crate::IsolatorError;
+
+/// Sockets that hold host ports.
+type Sockets = HashMap<(Protocol, u16), Vec<OwnedFd>>;
+
+/// The host ports of a pod.
+fn host_ports(record: &Record) -> impl Iterator<Item = (Protocol, u16)> {
+    record.endpoints.iter().flat_map(|endpoint| {
+        let port = endpoint.host_port;
+        endpoint.protocols.iter().filter_map(move |protocol| Some((*protocol, port?)))
+    })
+}
 
 impl Network {
     /// Joins a pod to its networks, reserves its host ports, and writes its files below `<pod_dir>/etc`. Loopback in
@@ -68,12 +81,27 @@ impl Network {
         if let Some(record) = ledger.get(request.instance) {
             return Ok((record.clone(), false));
         }
-        let mut endpoints = Vec::new();
-        if mode != PodMode::Isolated {
-            let wanted = ports::wanted(request.pod);
-            endpoints =
-                ledger.pick_ports(&wanted, self.settings.port_range, &|protocol, port| self.usable(protocol, port))?;
-        }
+        let wanted = ports::wanted(request.pod);
+        let mut sockets = Sockets::new();
+        let endpoints = match mode {
+            // Nothing of the host leads to it; the ports are those of its own namespace.
+            PodMode::Isolated => ledger.pick_ports(&wanted, self.settings.port_range, &|_, _| Ok(()))?,
+            PodMode::Host => {
+                let usable = |protocol, port| self.usable(protocol, port);
+                ledger.pick_ports(&wanted, self.settings.port_range, &usable)?
+            }
+            PodMode::Container => {
+                let taken = RefCell::new(Sockets::new());
+                let usable = |protocol, port| {
+                    self.usable(protocol, port)?;
+                    taken.borrow_mut().insert((protocol, port), ports::hold(protocol, port)?);
+                    Ok(())
+                };
+                let endpoints = ledger.pick_ports(&wanted, self.settings.port_range, &usable)?;
+                sockets = taken.into_inner();
+                endpoints
+            }
+        };
         let mut address = None;
         let mut address_v6 = None;
         if let Some(base) = base {
@@ -124,7 +152,35 @@ impl Network {
             cni: attachments,
         };
         ledger.put(record.clone())?;
+        self.keep_ports(&record, sockets);
         Ok((record, true))
+    }
+
+    /// Keeps the sockets of the ports that a record has, and lets go of the others.
+    fn keep_ports(&self, record: &Record, mut sockets: Sockets) {
+        let kept: Vec<OwnedFd> = host_ports(record).filter_map(|port| sockets.remove(&port)).flatten().collect();
+        if !kept.is_empty() {
+            lock(&self.held).insert(record.sandbox.clone(), kept);
+        }
+    }
+
+    /// Takes the host ports of a pod again that an earlier run of the daemon has given to it.
+    pub(super) fn hold_ports_again(&self, record: &Record) {
+        if record.mode != PodMode::Container {
+            return;
+        }
+        let mut sockets = Sockets::new();
+        for (protocol, port) in host_ports(record) {
+            match ports::hold(protocol, port) {
+                Ok(held) => drop(sockets.insert((protocol, port), held)),
+                Err(why) => tracing::warn!(
+                    instance = record.sandbox,
+                    "{} port {port} of the host, which leads to this pod, {why}; the other program gets nothing there",
+                    ports::word(protocol)
+                ),
+            }
+        }
+        self.keep_ports(record, sockets);
     }
 
     /// Brings about what the record says.
@@ -303,6 +359,7 @@ impl Network {
             }
         }
         outcome?;
+        lock(&self.held).remove(instance);
         lock(&self.ledger).remove(instance)
     }
 }

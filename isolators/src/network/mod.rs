@@ -19,8 +19,9 @@
 //! What a pod holds is written to `<state_dir>/pods/<instance>.json` before anything is done on the host. With a state
 //! folder on tmpfs it goes with the kernel's own state on a reboot; CNI plugins that keep leases on disk then need one on disk.
 
+use std::collections::HashMap;
 use std::net::IpAddr;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -125,6 +126,8 @@ pub struct Network {
     links: Mutex<Option<Arc<link::Links>>>,
     /// Held while nft runs, so that a rebuild and a change of elements do not overtake each other.
     nft: Mutex<()>,
+    /// Sockets that hold the host ports of pods in container mode, by instance.
+    held: Mutex<HashMap<String, Vec<OwnedFd>>>,
 }
 
 /// What a name in `networks` stands for.
@@ -158,6 +161,7 @@ impl Network {
             base: Mutex::new(None),
             links: Mutex::new(None),
             nft: Mutex::new(()),
+            held: Mutex::default(),
         })
     }
 

@@ -361,7 +361,8 @@ fn disk_rename(from: &std::path::Path, to: &std::path::Path) -> Result<()> {
 fn passing(error: &OciDistributionError) -> bool {
     match error {
         OciDistributionError::RequestError(error) => {
-            error.is_timeout() || error.is_connect() || error.is_request() || error.is_body()
+            // `decode` is also an answer that broke off
+            error.is_timeout() || error.is_connect() || error.is_request() || error.is_body() || error.is_decode()
         }
         OciDistributionError::ServerError { code, .. } => matches!(code, 408 | 429 | 500..=599),
         OciDistributionError::IoError(_) => true,

@@ -39,7 +39,8 @@ async fn malformed_calls_are_refused_by_name_and_change_nothing() {
         assert!(reply.header("content-type").unwrap().starts_with("application/problem+json"), "{name}");
         assert!(problem["detail"].as_str().is_some_and(|detail| detail.len() > 10), "{name}: {problem}");
         assert_eq!(reply.header("allow"), call.allow.as_deref(), "{name}");
-        let paths: Vec<_> = problem["errors"].as_array().into_iter().flatten().map(|e| e["path"].as_str().unwrap()).collect();
+        let paths: Vec<_> =
+            problem["errors"].as_array().into_iter().flatten().map(|e| e["path"].as_str().unwrap()).collect();
         match &call.field {
             Some(field) => assert!(paths.contains(&field.as_str()), "{name}: {problem}"),
             None => assert!(paths.is_empty(), "{name}: {problem}"),
@@ -138,5 +139,8 @@ async fn one_connection_carries_many_calls() {
     stream.write_all(format!("{one}{one}{last}").as_bytes()).await.unwrap();
     let answers = String::from_utf8(read_all(&mut stream).await).unwrap();
     assert_eq!(answers.matches("HTTP/1.1 200 OK").count(), 3, "{answers}");
-    assert!(parse(answers.rsplit_once("HTTP/1.1").map(|(_, last)| format!("HTTP/1.1{last}")).unwrap().as_bytes()).json()["api"] == "v1");
+    assert!(
+        parse(answers.rsplit_once("HTTP/1.1").map(|(_, last)| format!("HTTP/1.1{last}")).unwrap().as_bytes()).json()["api"]
+            == "v1"
+    );
 }

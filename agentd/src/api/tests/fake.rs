@@ -32,12 +32,14 @@ pub(crate) fn pod(id: &str, fate: &str) -> String {
             "name": name, "resources": {"cpus": 0.1, "mem": 32}, "exec": {"command": {"shell": "true"}}
         })
     };
-    serde_json::json!({"id": id, "labels": {"fake": fate}, "containers": [container("web"), container("log")]}).to_string()
+    serde_json::json!({"id": id, "labels": {"fake": fate}, "containers": [container("web"), container("log")]})
+        .to_string()
 }
 
 impl Fake {
     pub fn new() -> Self {
-        let folder = tempfile::Builder::new().prefix(&format!("agentd-test-{}-", std::process::id())).tempdir().unwrap();
+        let folder =
+            tempfile::Builder::new().prefix(&format!("agentd-test-{}-", std::process::id())).tempdir().unwrap();
         Self {
             pods: Mutex::default(),
             changed: watch::channel(0).0,

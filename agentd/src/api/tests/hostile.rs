@@ -27,7 +27,10 @@ async fn bytes_that_are_no_request_close_the_connection_and_nothing_else() {
         ("a length that is none", b"POST /v1/pods HTTP/1.1\r\ncontent-length: -1\r\n\r\n"),
         ("a length beyond numbers", b"POST /v1/pods HTTP/1.1\r\ncontent-length: 99999999999999999999999\r\n\r\n"),
         ("a chunk without a size", b"POST /v1/pods HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n"),
-        ("a chunk beyond numbers", b"POST /v1/pods HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\nffffffffffffffffff\r\n"),
+        (
+            "a chunk beyond numbers",
+            b"POST /v1/pods HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\nffffffffffffffffff\r\n",
+        ),
         ("a path too long", long_path.as_bytes()),
         ("too many headers", many.as_bytes()),
         ("headers too large", large.as_bytes()),
@@ -55,7 +58,7 @@ async fn a_body_in_chunks_is_bounded_as_well() {
     let server = start();
     let mut stream = server.connect().await;
     stream.write_all(b"POST /v1/pods HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n").await.unwrap();
-    let chunk = [format!("{:x}\r\n", 65536).as_bytes(), &[b' '; 65536], b"\r\n"].concat();
+    let chunk = [format!("{:x}\r\n", 65536).as_bytes(), &vec![b' '; 65536], b"\r\n"].concat();
     for _ in 0..20 {
         stream.write_all(&chunk).await.unwrap();
     }
@@ -68,7 +71,7 @@ async fn a_body_in_chunks_is_bounded_as_well() {
 #[tokio::test]
 async fn slow_clients_are_let_go() {
     let patience = Duration::from_millis(200);
-    let server = start_within(Limits { connections: 8, head: patience, body: patience });
+    let server = start_within(Limits { head: patience, body: patience, ..Limits::default() });
     for (sent, answer) in [
         (&b""[..], ""),
         (b"GET /healthz HTT", ""),
@@ -83,8 +86,7 @@ async fn slow_clients_are_let_go() {
 
 #[tokio::test]
 async fn a_connection_too_many_is_told_so() {
-    let patience = Duration::from_secs(20);
-    let server = start_within(Limits { connections: 2, head: patience, body: patience });
+    let server = start_within(Limits { connections: 2, ..Limits::default() });
     let held = [server.connect().await, server.connect().await];
     let mut third = server.connect().await;
     let answer = super::parse(&read_all(&mut third).await);
@@ -114,7 +116,7 @@ impl Numbers {
 #[tokio::test]
 async fn damaged_requests_do_no_harm() {
     let patience = Duration::from_millis(20);
-    let server = start_within(Limits { connections: 512, head: patience, body: patience });
+    let server = start_within(Limits { head: patience, body: patience, unwanted: patience, ..Limits::default() });
     let body = pod("/damaged", "running");
     let whole = format!(
         "POST /v1/pods?wait=running&timeout=0 HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: application/json\r\n\
@@ -122,7 +124,7 @@ async fn damaged_requests_do_no_harm() {
         body.len()
     );
     let mut numbers = Numbers(1);
-    for _ in 0..1500 {
+    let mut damaged = || {
         let mut bytes = whole.clone().into_bytes();
         for _ in 0..=numbers.below(4) {
             let at = numbers.below(bytes.len());
@@ -133,7 +135,11 @@ async fn damaged_requests_do_no_harm() {
                 _ => bytes.truncate(at.max(1)),
             }
         }
-        server.raw(&bytes).await;
+        bytes
+    };
+    for _ in 0..20 {
+        let batch: Vec<_> = (0..100).map(|_| damaged()).collect();
+        futures_util::future::join_all(batch.iter().map(|bytes| server.raw(bytes))).await;
     }
     assert_eq!(server.get("/healthz").await.status, 200);
     assert!(!server.served.is_finished());

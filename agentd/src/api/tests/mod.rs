@@ -76,9 +76,9 @@ impl Server {
     pub async fn call(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Reply {
         let mut request = format!("{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n");
         for (name, value) in headers {
-            request.push_str(&format!("{name}: {value}\r\n"));
+            request.extend([name, ": ", value, "\r\n"]);
         }
-        request.push_str(&format!("content-length: {}\r\n\r\n", body.len()));
+        request.extend(["content-length: ", &body.len().to_string(), "\r\n\r\n"]);
         let answer = self.raw(&[request.as_bytes(), body].concat()).await;
         parse(&answer)
     }

@@ -115,7 +115,7 @@ async fn logs_of_several_containers_are_merged_and_named() {
 async fn a_long_log_arrives_whole() {
     let server = start();
     server.run("/v1/pods", &pod("/app", "running")).await;
-    let text: String = (0..20_000).map(|n| format!("line {n} of a long log\n")).collect();
+    let text = (0..20_000).map(|n| format!("line {n} of a long log")).collect::<Vec<_>>().join("\n") + "\n";
     let (reader, mut writer) = std::io::pipe().unwrap();
     server.fake.capture().add("000000000000", "web", 1, Stream::Stdout, reader.into()).unwrap();
     let sent = text.clone();

@@ -107,8 +107,8 @@ fn a_launcher_that_died_with_the_daemon_has_nobody_left_to_answer() {
         run.reread();
         let expected = if stop { Action::Release } else { backoff(Some(0), 1000) };
         assert_eq!(run.step(Input::LauncherDied), [Action::NewSandbox, expected]);
-        assert_eq!(run.reason(0), Some(Reason::ContainerLauncherDied));
-        assert_eq!(run.states(), [if stop { TaskKilled } else { TaskFailed }]);
+        let why = if stop { Reason::TaskKilledByRequest } else { Reason::ContainerLauncherDied };
+        assert_eq!((run.reason(0), run.states()[0]), (Some(why), if stop { TaskKilled } else { TaskFailed }));
     }
 }
 

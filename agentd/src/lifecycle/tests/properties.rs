@@ -10,23 +10,47 @@ use super::*;
 use crate::lifecycle::Worker;
 
 /// What may happen next. `pick` chooses among what there is to choose from.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Copy)]
 enum Op {
-    Answer { pick: usize, succeeds: bool },
-    Exit { pick: usize, exit: ExitStatus, oom: bool },
-    Health { pick: usize, healthy: bool },
-    End { pick: usize, disk: bool },
+    Answer {
+        pick: usize,
+        succeeds: bool,
+    },
+    Exit {
+        pick: usize,
+        exit: ExitStatus,
+        oom: bool,
+    },
+    Health {
+        pick: usize,
+        healthy: bool,
+    },
+    End {
+        pick: usize,
+        disk: bool,
+    },
     Timer,
-    Wait { ms: u64 },
+    Wait {
+        ms: u64,
+    },
     Stop,
     LauncherDies,
     /// From now on launches fail at once, or no longer.
-    SetUpFails { fails: bool },
+    SetUpFails {
+        fails: bool,
+    },
     /// An input that belongs to no present attempt.
-    Stale { slot: usize, back: u32, kind: u8 },
+    Stale {
+        slot: usize,
+        back: u32,
+        kind: u8,
+    },
     Crash(Crash),
     /// The next step is written down, `acted` of its actions are carried out, then the daemon dies.
-    CrashInStep { acted: usize, crash: Crash },
+    CrashInStep {
+        acted: usize,
+        crash: Crash,
+    },
 }
 
 /// What the next daemon finds.
@@ -109,20 +133,20 @@ impl World {
                 }
             }
             if let Some((acted, crash)) = self.crash_in_step.take() {
-                for action in actions.into_iter().take(acted) {
+                for action in actions.iter().take(acted) {
                     self.act(action);
                 }
                 return self.crash(crash);
             }
-            for action in actions {
+            for action in &actions {
                 inputs.extend(self.act(action));
             }
         }
         self.check();
     }
 
-    fn act(&mut self, action: Action) -> Option<Input> {
-        match action {
+    fn act(&mut self, action: &Action) -> Option<Input> {
+        match *action {
             Action::Launch { slot, attempt } => {
                 assert!(!self.jobs.contains_key(&slot), "two launches of slot {slot}");
                 assert!(!self.processes.contains_key(&slot), "slot {slot} is launched while it runs");
@@ -241,6 +265,10 @@ impl World {
     fn answer(&mut self, slot: usize, succeeds: bool) {
         let Some(Job { attempt, epoch, .. }) = self.jobs.remove(&slot) else { return };
         if succeeds {
+            if epoch != self.epoch && attempt % 2 == 0 {
+                // it ran and ended, and the dead launcher has written how
+                return self.feed(Input::Exited { slot, attempt, exit: OK, cause: None, memory_peak: None });
+            }
             let pid = self.now as u32 ^ (attempt << 8) ^ slot as u32;
             // the answer of a launcher that is dead now: there is no process
             if epoch == self.epoch {
@@ -319,10 +347,8 @@ impl World {
             }
         }
         if self.machine.over() {
-            self.released = 0;
-            let actions = self.machine.resume();
-            assert_eq!(actions, [Action::Release]);
-            self.act(Action::Release);
+            assert_eq!(self.machine.resume(), [Action::Release]);
+            self.act(&Action::Release);
             return self.check();
         }
         if !had {
@@ -338,7 +364,7 @@ impl World {
             return self.check();
         }
         for action in self.machine.resume() {
-            assert_eq!(self.act(action), None);
+            assert_eq!(self.act(&action), None);
         }
         self.feed(Input::Begin);
     }
@@ -376,7 +402,7 @@ impl World {
                     }
                 }
                 None if launching => {
-                    if let Some(input) = self.act(Action::Launch { slot, attempt }) {
+                    if let Some(input) = self.act(&Action::Launch { slot, attempt }) {
                         self.unchecked(input);
                     }
                 }
@@ -397,7 +423,7 @@ impl World {
                     self.attempts[slot] += 1;
                     assert_eq!(attempt, self.attempts[slot], "attempts go up by one");
                 }
-                inputs.extend(self.act(action));
+                inputs.extend(self.act(&action));
             }
         }
     }
@@ -463,7 +489,12 @@ fn pods() -> impl Strategy<Value = Rules> {
 
 fn crashes() -> impl Strategy<Value = Crash> {
     let flags = (any::<bool>(), any::<bool>(), prop::bool::weighted(0.25), any::<bool>());
-    flags.prop_map(|(started, exited, launcher_dead, set_up_fails)| Crash { started, exited, launcher_dead, set_up_fails })
+    flags.prop_map(|(started, exited, launcher_dead, set_up_fails)| Crash {
+        started,
+        exited,
+        launcher_dead,
+        set_up_fails,
+    })
 }
 
 fn ops() -> impl Strategy<Value = Op> {
