@@ -51,10 +51,10 @@ fn write_bytes(path: &Path, bytes: &[u8], durability: Durability) -> io::Result<
     }
     drop(file);
     std::fs::rename(&temporary, path)?;
-    if durability == Durability::Host {
-        if let Some(folder) = path.parent() {
-            File::open(folder)?.sync_all()?;
-        }
+    if durability == Durability::Host
+        && let Some(folder) = path.parent()
+    {
+        File::open(folder)?.sync_all()?;
     }
     Ok(())
 }
@@ -76,10 +76,10 @@ pub fn remove(path: &Path, durability: Durability) -> Result<(), CheckpointError
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(CheckpointError::at(path)(error)),
         _ => {}
     }
-    if durability == Durability::Host {
-        if let Some(folder) = path.parent() {
-            File::open(folder).and_then(|f| f.sync_all()).map_err(CheckpointError::at(path))?;
-        }
+    if durability == Durability::Host
+        && let Some(folder) = path.parent()
+    {
+        File::open(folder).and_then(|f| f.sync_all()).map_err(CheckpointError::at(path))?;
     }
     Ok(())
 }

@@ -26,8 +26,10 @@ pub const LOCKED: u8 = 3;
 /// Runs the daemon until SIGTERM or SIGINT. Pods outlive it.
 pub fn run(config: Config) -> ExitCode {
     if !rustix::process::geteuid().is_root() {
-        eprintln!("agentd: must run as root to make namespaces and cgroups (found uid {}); use sudo or the systemd unit",
-            rustix::process::geteuid().as_raw());
+        eprintln!(
+            "agentd: must run as root to make namespaces and cgroups (found uid {}); use sudo or the systemd unit",
+            rustix::process::geteuid().as_raw()
+        );
         return ExitCode::from(FAILED);
     }
     let layout = Layout::of(&config);
@@ -150,7 +152,7 @@ async fn watchdog() {
 
 /// Removes unused images while the disk is fuller than the high watermark.
 async fn collect_images(host: Arc<Host>) {
-    let mut interval = tokio::time::interval(Duration::from_secs(60));
+    let mut interval = tokio::time::interval(Duration::from_mins(1));
     loop {
         interval.tick().await;
         let collected = match host.images.disk_used() {
@@ -177,9 +179,8 @@ async fn tidy_network(host: Arc<Host>) {
         host.network_left.notified().await;
         tokio::time::sleep(NETWORK_LINGERS).await;
         let shared = Arc::clone(&host);
-        match tokio::task::spawn_blocking(move || shared.network.shutdown()).await {
-            Ok(Err(error)) => tracing::warn!("{error}; tried again when the next pod leaves"),
-            Ok(Ok(_)) | Err(_) => {}
+        if let Ok(Err(error)) = tokio::task::spawn_blocking(move || shared.network.shutdown()).await {
+            tracing::warn!("{error}; tried again when the next pod leaves")
         }
     }
 }

@@ -24,10 +24,7 @@ pub struct Events {
 
 impl Default for Events {
     fn default() -> Self {
-        Self {
-            ring: Mutex::new(Ring { next: 1, events: VecDeque::new() }),
-            sender: broadcast::channel(1024).0,
-        }
+        Self { ring: Mutex::new(Ring { next: 1, events: VecDeque::new() }), sender: broadcast::channel(1024).0 }
     }
 }
 
@@ -46,7 +43,13 @@ impl Events {
     /// Publishes an event.
     pub fn publish(&self, kind: &str, subject: Subject<'_>, message: impl Into<String>) {
         let message = message.into();
-        tracing::info!(kind, pod = subject.pod, instance = subject.instance, container = subject.container, "{message}");
+        tracing::info!(
+            kind,
+            pod = subject.pod,
+            instance = subject.instance,
+            container = subject.container,
+            "{message}"
+        );
         let mut ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
         let event = Event {
             id: ring.next,

@@ -11,9 +11,7 @@ use agentd_api::problem::Violation;
 use agentd_images::Store;
 use agentd_isolators::capabilities::Capabilities;
 use agentd_isolators::capabilities::HostCapabilities;
-use agentd_isolators::cgroup::{
-    Allocator, Core, Cpu, Cpuset, Driver, Hugetlb, Io, Memory, OomReader, OomVictim, Pids,
-};
+use agentd_isolators::cgroup::{Allocator, Core, Cpu, Cpuset, Driver, Hugetlb, Io, Memory, OomReader, OomVictim, Pids};
 use agentd_isolators::devices::Devices;
 use agentd_isolators::disk::{Disk, DiskSettings, Enforcement};
 use agentd_isolators::mounter::Mounter;
@@ -101,7 +99,8 @@ impl Host {
         let disk = Arc::new(Disk::new(Arc::clone(&mounter), disk_settings).map_err(text)?);
         let ids = Some(Arc::new(IdRange::new(USER_NAMESPACE_BASE).map_err(text)?));
         let host_files =
-            HostFiles::new(config.host_files.etc.iter().map(|p| p.to_string_lossy().into_owned()).collect()).map_err(text)?;
+            HostFiles::new(config.host_files.etc.iter().map(|p| p.to_string_lossy().into_owned()).collect())
+                .map_err(text)?;
         let rootfs = Rootfs::new(
             Arc::clone(&mounter),
             Arc::clone(&disk),
@@ -117,21 +116,13 @@ impl Host {
         let images = Arc::new(Store::open(&layout.images(), image_settings(&config)).map_err(|e| e.to_string())?);
         let capture = Capture::start(
             layout.logs(),
-            agentd_logging::capture::Settings { max_bytes: config.logs.max_bytes_per_container, ..Default::default() },
+            agentd_logging::capture::Settings { max_bytes: config.logs.max_bytes_per_container },
         )
         .map_err(|e| e.to_string())?;
         let sandboxes = Arc::new(Sandboxes::new(layout.clone(), Arc::clone(&driver))?);
-        let pool = Pool::start(
-            Arc::clone(&sandboxes),
-            config.pods.pool_size as usize,
-            config.pods.pool_containers as u32,
-        );
-        let cores = facts
-            .topology
-            .cores
-            .iter()
-            .map(|core| Core { node: core.node, cpus: core.cpus.clone() })
-            .collect();
+        let pool =
+            Pool::start(Arc::clone(&sandboxes), config.pods.pool_size as usize, config.pods.pool_containers as u32);
+        let cores = facts.topology.cores.iter().map(|core| Core { node: core.node, cpus: core.cpus.clone() }).collect();
         let cores = Arc::new(Mutex::new(Allocator::new(cores)));
         let default_pids = (config.pods.default_pids > 0).then_some(config.pods.default_pids);
         let capabilities = HostCapabilities::read().map_err(text)?;

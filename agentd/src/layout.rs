@@ -132,7 +132,10 @@ impl Layout {
         ];
         for folder in folders {
             std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder).map_err(|error| {
-                format!("cannot make the folder {}: {error}; run agentd as root or choose other [paths]", folder.display())
+                format!(
+                    "cannot make the folder {}: {error}; run agentd as root or choose other [paths]",
+                    folder.display()
+                )
             })?;
         }
         Ok(())

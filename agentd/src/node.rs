@@ -173,13 +173,8 @@ impl Node {
     /// Takes back a pod found on disk.
     pub(crate) fn adopt(&self, wanted: &Wanted, instances: Vec<Handle>) {
         let (changed, _) = watch::channel(0);
-        let entry = Entry {
-            spec: wanted.spec.clone(),
-            instances,
-            removing: wanted.removing,
-            changed,
-            turn: Arc::default(),
-        };
+        let entry =
+            Entry { spec: wanted.spec.clone(), instances, removing: wanted.removing, changed, turn: Arc::default() };
         self.lock().insert(wanted.spec.id.clone(), entry);
     }
 
@@ -473,10 +468,11 @@ fn differences(path: &str, old: &serde_json::Value, new: &serde_json::Value, fie
 /// What the host has and what is kept for it.
 fn capacity(host: &Host) -> (NodeResources, NodeResources) {
     let config = &host.config;
-    let disk = agentd_metrics::host::filesystem(&host.layout.state).map_or(0.0, |fs| fs.total_bytes as f64 / 1048576.0);
+    let disk =
+        agentd_metrics::host::filesystem(&host.layout.state).map_or(0.0, |fs| fs.total_bytes as f64 / 1_048_576.0);
     let total = NodeResources {
         cpus: config.resources.cpus.unwrap_or(host.facts.topology.cpus().len() as f64),
-        mem: host.memory_total() as f64 / 1048576.0,
+        mem: host.memory_total() as f64 / 1_048_576.0,
         disk: config.resources.disk_mib.map_or(disk, |mib| mib as f64),
         gpus: 0.0,
     };
@@ -533,7 +529,10 @@ mod tests {
         assert_eq!(changed(|p| drop(p.as_object_mut().unwrap().remove("labels"))), ["labels"]);
         assert_eq!(changed(|p| p["containers"][0]["environment"]["A"] = "2".into()), ["containers[0].environment.A"]);
         assert_eq!(changed(|p| p["containers"][0]["resources"]["disk"] = 20.into()), ["containers[0].resources.disk"]);
-        assert_eq!(changed(|p| p["containers"][0]["agentd"] = serde_json::json!({"pids": 9})), ["containers[0].agentd"]);
+        assert_eq!(
+            changed(|p| p["containers"][0]["agentd"] = serde_json::json!({"pids": 9})),
+            ["containers[0].agentd"]
+        );
         // whole cores are given at a start
         assert_eq!(changed(|p| p["containers"][1]["resources"]["cpus"] = 1.into()), ["containers[1].resources.cpus"]);
         assert_eq!(

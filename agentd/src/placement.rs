@@ -25,7 +25,8 @@ pub fn check(pod: &PodSpec, hostname: &str, violations: &mut Vec<Violation>) {
     }
     for (n, role) in placement.accepted_resource_roles.iter().enumerate() {
         if role != ANY_ROLE {
-            let message = format!("found {role:?}, but this host's resources have the role \"*\" only; leave the others out");
+            let message =
+                format!("found {role:?}, but this host's resources have the role \"*\" only; leave the others out");
             violations.push(Violation::new(format!("scheduling.placement.acceptedResourceRoles[{n}]"), message));
         }
     }
@@ -69,21 +70,26 @@ fn holds(constraint: &Constraint, hostname: &str, instances: u32) -> Result<(), 
         Operator::GroupBy if value.is_some() && number().min(instances) > 1 => crowded(1),
         Operator::Unique | Operator::MaxPer | Operator::GroupBy => Ok(()),
         Operator::Cluster => match value {
-            Some(value) if value != hostname => {
-                Err(("value", format!("found {value:?}, but this host is {hostname:?}; name it or leave the value out")))
-            }
+            Some(value) if value != hostname => Err((
+                "value",
+                format!("found {value:?}, but this host is {hostname:?}; name it or leave the value out"),
+            )),
             _ => Ok(()),
         },
         Operator::Like | Operator::Unlike => {
             let text = value.unwrap_or_default();
             // the whole name must match, as for Marathon
-            let expression = Regex::new(&format!("^(?:{text})$"))
-                .map_err(|error| ("value", format!("found {text:?}, expected a regular expression: {}", reason(&error))))?;
+            let expression = Regex::new(&format!("^(?:{text})$")).map_err(|error| {
+                ("value", format!("found {text:?}, expected a regular expression: {}", reason(&error)))
+            })?;
             if expression.is_match(hostname) == (constraint.operator == Operator::Like) {
                 return Ok(());
             }
             let verb = if constraint.operator == Operator::Like { "does not match" } else { "matches" };
-            Err(("value", format!("this host is {hostname:?}, which {verb} {text:?}; change the expression or the host")))
+            Err((
+                "value",
+                format!("this host is {hostname:?}, which {verb} {text:?}; change the expression or the host"),
+            ))
         }
     }
 }

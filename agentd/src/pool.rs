@@ -148,7 +148,7 @@ async fn refill(pool: std::sync::Weak<Pool>) {
         if missing == 0 {
             drop(filling);
             // a claim wakes this task; the daemon's end is seen at the next claim's absence
-            let _ = tokio::time::timeout(Duration::from_secs(60), strong.taken.notified()).await;
+            let _ = tokio::time::timeout(Duration::from_mins(1), strong.taken.notified()).await;
             continue;
         }
         strong.give_way().await;

@@ -61,10 +61,12 @@ pub async fn run(node: &Arc<Node>) -> Result<Report, String> {
         match host.sandboxes.destroy(id).await {
             Ok(()) => report.swept += 1,
             // one that cannot be ended now must not keep the others from being taken back
-            Err(error) => tracing::error!(sandbox = id, "a leftover cannot be removed, tried again at the next start: {error}"),
+            Err(error) => {
+                tracing::error!(sandbox = id, "a leftover cannot be removed, tried again at the next start: {error}")
+            }
         }
     }
-    hold_images(node, records.values()).await;
+    hold_images(node, records.values());
     sweep(node, records.iter().filter(|(_, r)| !r.released).map(|(id, _)| id.clone()).collect()).await?;
     let known: BTreeSet<String> = records.keys().cloned().collect();
     for id in names(&host.layout.logs())?.into_iter().filter(|id| !known.contains(id)) {
@@ -166,7 +168,7 @@ fn read_wanted(node: &Node) -> Result<BTreeMap<String, Wanted>, String> {
     for folder in [layout.specs(), layout.persistent_specs()] {
         for name in names(&folder)? {
             let path = folder.join(&name);
-            if !name.ends_with(".json") {
+            if path.extension().is_none_or(|extension| extension != "json") {
                 // a temporary file whose rename never came
                 std::fs::remove_file(&path).map_err(|e| format!("{}: {e}", path.display()))?;
                 continue;
@@ -201,16 +203,16 @@ fn restore_cores<'a>(node: &Node, records: impl Iterator<Item = &'a Record>) {
     }
 }
 
-async fn hold_images(node: &Node, records: impl Iterator<Item = &Record>) {
+fn hold_images(node: &Node, records: impl Iterator<Item = &Record>) {
     for record in records.filter(|r| !r.released) {
         for container in &record.spec.containers {
             let Some(image) = container.image.clone() else { continue };
             let image = Image { force_pull: false, ..image };
             // a pull that had not come to its end goes on with the container's launch
-            if let Some(found) = node.host.images.image(&image.id) {
-                if let Err(error) = node.host.images.hold(&found.digest, &record.id) {
-                    tracing::warn!(instance = record.id, "{error}");
-                }
+            if let Some(found) = node.host.images.image(&image.id)
+                && let Err(error) = node.host.images.hold(&found.digest, &record.id)
+            {
+                tracing::warn!(instance = record.id, "{error}");
             }
         }
     }
@@ -240,9 +242,7 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, String> + 
 /// Names in a folder; none if it does not exist.
 fn names(folder: &Path) -> Result<Vec<String>, String> {
     match std::fs::read_dir(folder) {
-        Ok(entries) => {
-            Ok(entries.filter_map(|e| e.ok().and_then(|e| e.file_name().into_string().ok())).collect())
-        }
+        Ok(entries) => Ok(entries.filter_map(|e| e.ok().and_then(|e| e.file_name().into_string().ok())).collect()),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
         Err(error) => Err(format!("{}: {error}", folder.display())),
     }

@@ -78,8 +78,8 @@ impl Sandboxes {
     pub fn new(layout: Layout, driver: Arc<Driver>) -> Result<Self, String> {
         driver.launcher_cgroup().map_err(|e| e.to_string())?;
         let place = Arc::clone(&driver);
-        let zygote =
-            Zygote::new(move |pid| place.attach_launcher(pid as i32).map_err(|e| e.to_string())).map_err(|e| e.to_string())?;
+        let zygote = Zygote::new(move |pid| place.attach_launcher(pid as i32).map_err(|e| e.to_string()))
+            .map_err(|e| e.to_string())?;
         Ok(Self { layout, driver, zygote })
     }
 
@@ -132,6 +132,11 @@ impl Sandboxes {
         drop((listener, exits));
         let (sender, notices) = mpsc::unbounded_channel();
         let init = PodInit::connect(&path, sender).map_err(|e| format!("connect to the pod-init: {e}"))?;
+        // the socket takes connections before the pod-init serves them: until it has answered, its namespaces may still be
+        // the host's
+        if spares == 0 {
+            init.state().await.map_err(|e| format!("the pod-init did not start: {e}"))?;
+        }
         let mut sandbox =
             Sandbox { id: id.to_owned(), init: Arc::new(init), init_pid: forked.pid, notices, spares: Vec::new() };
         for slot in 0..spares {
@@ -143,17 +148,10 @@ impl Sandboxes {
     }
 
     /// Makes the cgroup of a container (or finds it) and a spare in it.
-    pub async fn spare(
-        &self,
-        id: &str,
-        init: &PodInit,
-        slot: u32,
-        kind: SpareKind,
-    ) -> Result<Spare, String> {
+    pub async fn spare(&self, id: &str, init: &PodInit, slot: u32, kind: SpareKind) -> Result<Spare, String> {
         let cgroup = Arc::new(self.driver.create_container(id, slot).map_err(|e| e.to_string())?);
         let tasks = self.driver.task_files(&cgroup).map_err(|e| e.to_string())?;
-        let pid =
-            init.spare(slot, kind, cgroup.init_dir(), &tasks).await.map_err(|e| format!("fork a spare: {e}"))?;
+        let pid = init.spare(slot, kind, cgroup.init_dir(), &tasks).await.map_err(|e| format!("fork a spare: {e}"))?;
         Ok(Spare { cgroup, pid })
     }
 
@@ -219,7 +217,9 @@ impl Sandboxes {
 
     /// Removes everything of a sandbox; of a released one only the checkpoint is left to remove.
     pub async fn destroy(self: &Arc<Self>, id: &str) -> Result<(), String> {
-        if self.layout.checkpoint(id).exists() && !self.layout.init_socket(id).exists() && !self.layout.exits(id).exists()
+        if self.layout.checkpoint(id).exists()
+            && !self.layout.init_socket(id).exists()
+            && !self.layout.exits(id).exists()
         {
             return self.remove_folder(id);
         }

@@ -81,7 +81,11 @@ impl Registry {
 
     /// Requests so far that contain this text, as lines of its access log.
     pub fn requests(&self, text: &str) -> Vec<String> {
-        self.log().lines().filter(|line| line.contains("HTTP/1.1\"") && line.contains(text)).map(str::to_owned).collect()
+        self.log()
+            .lines()
+            .filter(|line| line.contains("HTTP/1.1\"") && line.contains(text))
+            .map(str::to_owned)
+            .collect()
     }
 
     /// Copies an image into the registry by skopeo. `source` is in its words, e.g. `oci:/folder:tag`. Returns the

@@ -28,7 +28,8 @@ fn noise(bytes: usize) -> Vec<u8> {
 
 /// An image of two layers whose containers say hello; its second layer has so many bytes of noise.
 fn layout(dir: &Path, tag: &str, bytes: usize) -> String {
-    let layer = vec![Entry::folder("srv/"), Entry::file("srv/noise", noise(bytes)), Entry::file("srv/tag", format!("{tag}\n"))];
+    let layer =
+        vec![Entry::folder("srv/"), Entry::file("srv/noise", noise(bytes)), Entry::file("srv/tag", format!("{tag}\n"))];
     let config = Config {
         layers: vec![layer],
         env: vec!["GREETING=hello".to_owned()],
@@ -162,7 +163,8 @@ fn a_pod_runs_an_image_of_the_registry() {
     assert_eq!(lines[0]["type"], "resolved", "{lines:?}");
     assert_eq!((&lines[0]["digest"], &lines[0]["layers"]), (&json!(digest), &json!(2)));
     let largest = scene.registry.largest_layer("team/app", "plain");
-    let size = manifest["layers"].as_array().unwrap().iter().find(|l| l["digest"] == largest.as_str()).unwrap()["size"].clone();
+    let size = manifest["layers"].as_array().unwrap().iter().find(|l| l["digest"] == largest.as_str()).unwrap()["size"]
+        .clone();
     let told: Vec<_> = of("blob").into_iter().filter(|line| line["digest"] == largest.as_str()).collect();
     assert!(told.iter().all(|line| line["total"] == size), "{told:?}");
     assert_eq!(told.last().map(|line| &line["done"]), Some(&size), "{lines:?}");
@@ -251,13 +253,17 @@ fn damaged_images_are_refused_and_leave_the_store_sound() {
     let container = only(&status);
     assert_eq!((container.state, container.reason), (TaskState::TaskError, Some(Reason::ImagePullFailed)));
     let message = container.message.clone().unwrap_or_default();
-    assert!(message.starts_with("containers[0].image: ") && message.contains(&layer) && !message.contains('\n'), "{message}");
+    assert!(
+        message.starts_with("containers[0].image: ") && message.contains(&layer) && !message.contains('\n'),
+        "{message}"
+    );
     scene.client.rm("/damaged");
     scene.sound(&reference, "good\n");
 
     // half of it is missing
     scene.remove(&reference);
-    let message = scene.registry.with_blob(&layer, |bytes| bytes.truncate(bytes.len() / 2), || scene.failure(&reference));
+    let message =
+        scene.registry.with_blob(&layer, |bytes| bytes.truncate(bytes.len() / 2), || scene.failure(&reference));
     assert!(message.contains(&layer) && message.contains(&host), "{message}");
     scene.sound(&reference, "good\n");
 

@@ -91,7 +91,11 @@ fn malformed_pods_and_calls_are_refused_by_field_and_change_nothing() {
         ("noise", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n".to_vec(), &[400]),
         ("a header without end", [b"GET / HTTP/1.1\r\nx: ".as_slice(), &vec![b'x'; 1 << 20]].concat(), &[431, 400]),
         ("a body cut short", b"POST /v1/pods HTTP/1.1\r\nhost: a\r\ncontent-length: 100\r\n\r\n{".to_vec(), &[400]),
-        ("two lengths", b"POST /v1/pods HTTP/1.1\r\nhost: a\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\n{}".to_vec(), &[400]),
+        (
+            "two lengths",
+            b"POST /v1/pods HTTP/1.1\r\nhost: a\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\n{}".to_vec(),
+            &[400],
+        ),
         ("a body that is too large", wire::request("POST", "/v1/pods", &[], &large), &[413]),
     ];
     for (name, bytes, statuses) in heads {
@@ -135,9 +139,21 @@ fn what_the_host_cannot_honour_is_refused_by_name() {
     let own = daemon.state().join("specs").display().to_string();
     let mut cases: Vec<(Value, &str, &str)> = vec![
         (with(&|pod| pod["containers"][0]["resources"]["gpus"] = json!(1)), "containers[0].resources.gpus", "GPU"),
-        (with(&|pod| pod["containers"][0]["agentd"] = json!({"gpu": {"share": 0.5}})), "containers[0].agentd.gpu.share", "GPU"),
-        (with(&constraint(json!({"fieldName": "hostname", "operator": "CLUSTER", "value": "elsewhere"}))), "scheduling.placement.constraints[0].value", "elsewhere"),
-        (with(&constraint(json!({"fieldName": "rack", "operator": "GROUP_BY"}))), "scheduling.placement.constraints[0].fieldName", "rack"),
+        (
+            with(&|pod| pod["containers"][0]["agentd"] = json!({"gpu": {"share": 0.5}})),
+            "containers[0].agentd.gpu.share",
+            "GPU",
+        ),
+        (
+            with(&constraint(json!({"fieldName": "hostname", "operator": "CLUSTER", "value": "elsewhere"}))),
+            "scheduling.placement.constraints[0].value",
+            "elsewhere",
+        ),
+        (
+            with(&constraint(json!({"fieldName": "rack", "operator": "GROUP_BY"}))),
+            "scheduling.placement.constraints[0].fieldName",
+            "rack",
+        ),
         (
             with(&|pod| {
                 pod["scaling"] = json!({"instances": 2});
@@ -146,10 +162,28 @@ fn what_the_host_cannot_honour_is_refused_by_name() {
             "scheduling.placement.constraints[0].operator",
             "instances",
         ),
-        (with(&|pod| pod["scheduling"] = json!({"placement": {"acceptedResourceRoles": ["slave_public"]}})), "scheduling.placement.acceptedResourceRoles[0]", "slave_public"),
-        (with(&|pod| pod["containers"][0]["agentd"] = json!({"seccomp": {"profile": "none.json"}})), "containers[0].agentd.seccomp.profile", "none.json"),
-        (with(&|pod| pod["containers"][0]["agentd"] = json!({"io": {"limits": [{"device": "/dev/none", "readBps": 1}]}})), "containers[0].agentd.io.limits[0].device", "/dev/none"),
-        (with(&|pod| pod["containers"][0]["agentd"] = json!({"rlimits": {"nofile": [-1, -1]}})), "containers[0].agentd.rlimits.nofile", "nofile"),
+        (
+            with(&|pod| pod["scheduling"] = json!({"placement": {"acceptedResourceRoles": ["slave_public"]}})),
+            "scheduling.placement.acceptedResourceRoles[0]",
+            "slave_public",
+        ),
+        (
+            with(&|pod| pod["containers"][0]["agentd"] = json!({"seccomp": {"profile": "none.json"}})),
+            "containers[0].agentd.seccomp.profile",
+            "none.json",
+        ),
+        (
+            with(&|pod| {
+                pod["containers"][0]["agentd"] = json!({"io": {"limits": [{"device": "/dev/none", "readBps": 1}]}})
+            }),
+            "containers[0].agentd.io.limits[0].device",
+            "/dev/none",
+        ),
+        (
+            with(&|pod| pod["containers"][0]["agentd"] = json!({"rlimits": {"nofile": [-1, -1]}})),
+            "containers[0].agentd.rlimits.nofile",
+            "nofile",
+        ),
         (with(&volume("/proc".to_owned())), "volumes[0].host", "/proc"),
         (with(&volume(own.clone())), "volumes[0].host", &own),
         (
@@ -243,7 +277,11 @@ fn malformed_configurations_end_the_daemon_before_it_touches_the_host() {
         for verb in ["check-config", "run"] {
             let output = agentd(verb, &[&["--dev", dev], arguments.as_slice()].concat());
             let said = String::from_utf8_lossy(&output.stderr).into_owned();
-            assert!(output.status.code() == Some(2) && said.contains(field), "{verb} {arguments:?}: {:?}\n{said}", output.status);
+            assert!(
+                output.status.code() == Some(2) && said.contains(field),
+                "{verb} {arguments:?}: {:?}\n{said}",
+                output.status
+            );
         }
     }
     let left: Vec<_> = std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
@@ -267,9 +305,15 @@ fn agentctl_refuses_wrong_use_with_exit_code_2() {
         std::fs::write(&path, text).unwrap();
         path.display().to_string()
     };
-    let slip = write("slip.json", r#"{"id":"/a","containers":[{"name":"a","exec":{"command":{"shell":"true"}},"resources":{"cpu":1}}]}"#);
+    let slip = write(
+        "slip.json",
+        r#"{"id":"/a","containers":[{"name":"a","exec":{"command":{"shell":"true"}},"resources":{"cpu":1}}]}"#,
+    );
     let noise = write("noise.json", "{\"id\": ");
-    let gpu = write("gpu.json", r#"{"id":"/a","containers":[{"name":"a","exec":{"command":{"shell":"true"}},"resources":{"gpus":1}}]}"#);
+    let gpu = write(
+        "gpu.json",
+        r#"{"id":"/a","containers":[{"name":"a","exec":{"command":{"shell":"true"}},"resources":{"gpus":1}}]}"#,
+    );
     let cases: Vec<(Vec<&str>, &str)> = vec![
         (vec![], "Usage"),
         (vec!["pods"], "pods"),
@@ -304,7 +348,8 @@ fn agentctl_refuses_wrong_use_with_exit_code_2() {
         let output = agentctl(&daemon, &arguments);
         assert_eq!(output.status.code(), Some(3), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
     }
-    let absent = Command::new(binary("agentctl")).args(["--socket", "/nowhere/agentd.sock", "pod", "ls"]).output().unwrap();
+    let absent =
+        Command::new(binary("agentctl")).args(["--socket", "/nowhere/agentd.sock", "pod", "ls"]).output().unwrap();
     assert_eq!(absent.status.code(), Some(5), "{}", String::from_utf8_lossy(&absent.stderr));
     for name in [&slip, &noise, &gpu] {
         std::fs::remove_file(name).unwrap();

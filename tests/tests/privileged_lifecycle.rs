@@ -74,7 +74,10 @@ fn restarts_follow_the_policy_and_their_delays_grow() {
     create(&client, &pod("/never", &[container("a", "exit 3")], json!({"restart": "never"})));
     let never = client.wait_finished("/never").instances.remove(0);
     assert_eq!((never.phase, never.containers[0].attempt), (InstancePhase::Failed, 1));
-    assert_eq!((never.containers[0].state, never.containers[0].exit), (TaskState::TaskFailed, Some(ExitStatus::Code(3))));
+    assert_eq!(
+        (never.containers[0].state, never.containers[0].exit),
+        (TaskState::TaskFailed, Some(ExitStatus::Code(3)))
+    );
 
     // the sandbox stays from start to start
     let line = "test -e marked && exit 0; : > marked; exit 1";
@@ -114,7 +117,8 @@ fn restarts_follow_the_policy_and_their_delays_grow() {
     assert_eq!((down.phase, down.containers[1].reason), (InstancePhase::Failed, Some(Reason::TaskGroupFailed)));
 
     // a program that is not there is no reason to give up, but told each time
-    let missing = json!({"name": "a", "exec": {"command": {"argv": ["/no/such/program"]}}, "resources": pods::resources()});
+    let missing =
+        json!({"name": "a", "exec": {"command": {"argv": ["/no/such/program"]}}, "resources": pods::resources()});
     create(&client, &pod("/missing", &[missing], json!({"restart": "never"})));
     let missing = client.wait_finished("/missing").instances.remove(0);
     let message = missing.containers[0].message.clone().unwrap_or_default();
@@ -200,13 +204,24 @@ fn health_checks_of_each_kind_pass_fail_and_restart() {
         let words = ["web", "--port", "80", "--cache", "127.0.0.1:81", "--dir", "/shared"];
         program("web", &words, json!(80), check(json!({"http": {"endpoint": "port-web", "path": path}})))
     };
-    let cache = || program("cache", &["cache", "--port", "81", "--dir", "/shared"], json!(81), check(json!({"tcp": {"endpoint": "port-cache"}})));
+    let cache = || {
+        program(
+            "cache",
+            &["cache", "--port", "81", "--dir", "/shared"],
+            json!(81),
+            check(json!({"tcp": {"endpoint": "port-cache"}})),
+        )
+    };
     let exec = |line: &str| {
         let mut container = program("exec", &["hold"], json!(82), check(json!({"exec": {"command": {"shell": line}}})));
         container["agentd"] = json!({"log": {"maxBytes": 4096}});
         container
     };
-    let well = [web("/health"), cache(), exec("test -d /shared && test \"$MARATHON_APP_ID\" = /well && ! test -e /shared/ill")];
+    let well = [
+        web("/health"),
+        cache(),
+        exec("test -d /shared && test \"$MARATHON_APP_ID\" = /well && ! test -e /shared/ill"),
+    ];
     create(&client, &with_tools(pod("/well", &well, json!({"restartScope": "container"}))));
     for name in ["web", "cache", "exec"] {
         wait_container(&client, "/well", name, |c| c.healthy == Some(true));
@@ -222,7 +237,10 @@ fn health_checks_of_each_kind_pass_fail_and_restart() {
     fs::remove_file(&inside).unwrap();
     wait_container(&client, "/well", "exec", |c| c.healthy == Some(true));
     let ends = events(&client, "container-ended", "/well");
-    assert!(ends.iter().any(|end| end.contains("TASK_FAILED") && end.contains("health check failed 2 of 2")), "{ends:?}");
+    assert!(
+        ends.iter().any(|end| end.contains("TASK_FAILED") && end.contains("health check failed 2 of 2")),
+        "{ends:?}"
+    );
     assert_eq!(client.container("/well", "cache").attempt, 1);
     client.rm("/well");
 
@@ -231,7 +249,12 @@ fn health_checks_of_each_kind_pass_fail_and_restart() {
     silent["endpoints"][0]["containerPort"] = json!(99);
     let mut slow = exec("sleep 5");
     slow["healthCheck"]["timeoutSeconds"] = json!(0.15);
-    let ill = [("http", web("/nowhere"), "404"), ("tcp", silent, "refused"), ("exec", exec("exit 7"), "7"), ("slow", slow, "150ms")];
+    let ill = [
+        ("http", web("/nowhere"), "404"),
+        ("tcp", silent, "refused"),
+        ("exec", exec("exit 7"), "7"),
+        ("slow", slow, "150ms"),
+    ];
     for (id, container, _) in &ill {
         let mut container = container.clone();
         container["healthCheck"]["gracePeriodSeconds"] = json!(0);
@@ -278,7 +301,11 @@ fn an_end_is_asked_for_then_forced() {
     let ready = |id: &str| until("the trap is set", PATIENCE, || client.logs(id, "main").contains("set").then_some(()));
 
     // one that listens ends at once and well, long before its grace is over
-    client.run_pod(&with_grace("/listens", "trap 'echo bye; exit 0' TERM; echo set; while :; do sleep 0.05; done", 60.0));
+    client.run_pod(&with_grace(
+        "/listens",
+        "trap 'echo bye; exit 0' TERM; echo set; while :; do sleep 0.05; done",
+        60.0,
+    ));
     ready("/listens");
     let took = timed("/listens");
     assert!(took < Duration::from_secs(20), "{took:?}");
@@ -307,7 +334,10 @@ fn an_end_is_asked_for_then_forced() {
         until("the trap is set", PATIENCE, || client.logs("/both", name).contains("set").then_some(()));
     }
     let (one, two) = (client.clone(), client.clone());
-    let both = [std::thread::spawn(move || one.delete("/v1/pods/both").status), std::thread::spawn(move || two.delete("/v1/pods/both").status)];
+    let both = [
+        std::thread::spawn(move || one.delete("/v1/pods/both").status),
+        std::thread::spawn(move || two.delete("/v1/pods/both").status),
+    ];
     let mut answers: Vec<u16> = both.map(|thread| thread.join().unwrap()).to_vec();
     answers.sort_unstable();
     assert!(answers == [204, 404] || answers == [204, 204], "{answers:?}");
@@ -317,7 +347,8 @@ fn an_end_is_asked_for_then_forced() {
 /// A limit as the kernel has it, from whichever hierarchy has the controller.
 fn limit(cgroup: &str, controller: &str, file_v1: &str, file_v2: &str) -> String {
     for tree in host::cgroup_trees() {
-        let of_controller = tree.file_name().is_some_and(|name| name.to_string_lossy().split(',').any(|part| part == controller));
+        let of_controller =
+            tree.file_name().is_some_and(|name| name.to_string_lossy().split(',').any(|part| part == controller));
         let path = tree.join(cgroup).join(if of_controller { file_v1 } else { file_v2 });
         if let Ok(text) = fs::read_to_string(path) {
             return text.trim().to_owned();
@@ -498,7 +529,11 @@ fn what_does_not_fit_is_refused_with_what_is_short() {
     let errors = answer.json["errors"].as_array().unwrap();
     let short: Vec<&str> = errors.iter().map(|error| error["path"].as_str().unwrap()).collect();
     assert_eq!(short, ["resources.cpus", "resources.mem"], "{}", answer.text);
-    assert!(errors.iter().all(|e| ["needed", "free", "short"].iter().all(|word| e["message"].as_str().unwrap().contains(word))));
+    assert!(
+        errors
+            .iter()
+            .all(|e| ["needed", "free", "short"].iter().all(|word| e["message"].as_str().unwrap().contains(word)))
+    );
     // agentctl shows the table
     let file = daemon.dir().join("large.json");
     fs::write(&file, sized("/large", 2.0, 2048).to_string()).unwrap();

@@ -69,7 +69,7 @@ impl Daemon {
     pub fn log_text(&self) -> String {
         let text = fs::read(&self.log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
         let lines: Vec<&str> = text.lines().collect();
-        lines[lines.len().saturating_sub(60)..].join("\n")
+        lines[lines.len().saturating_sub(30)..].join("\n")
     }
 
     /// A client of it.
@@ -79,6 +79,9 @@ impl Daemon {
 
     /// Ends it with SIGTERM and waits.
     pub fn stop(&mut self) -> Result<ExitStatus, String> {
+        if let Ok(Some(status)) = self.child.try_wait() {
+            return Ok(status);
+        }
         signal(&self.child, libc::SIGTERM);
         let end = Instant::now() + STOP;
         while Instant::now() < end {

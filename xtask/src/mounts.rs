@@ -10,6 +10,8 @@ pub struct Hierarchies {
     pub unified: Option<PathBuf>,
     /// Controllers of version 1, with their mounts.
     pub v1: Vec<(String, PathBuf)>,
+    /// Mounts of version 1 without a controller known here, such as systemd's.
+    pub other: Vec<PathBuf>,
 }
 
 /// Reads them from the mount table.
@@ -34,8 +36,9 @@ fn parse(table: &str) -> Hierarchies {
             Some("cgroup2") => found.unified = found.unified.or(Some(point)),
             Some("cgroup") => {
                 let controller = options.split(',').find(|word| CONTROLLERS.contains(word));
-                if let Some(controller) = controller {
-                    found.v1.push((controller.to_owned(), point));
+                match controller {
+                    Some(controller) => found.v1.push((controller.to_owned(), point)),
+                    None => found.other.push(point),
                 }
             }
             _ => {}
@@ -49,7 +52,8 @@ const CONTROLLERS: &[&str] = &["cpu", "cpuacct", "cpuset", "memory", "devices", 
 impl Hierarchies {
     /// Every mount.
     pub fn all(&self) -> impl Iterator<Item = &Path> {
-        self.unified.iter().map(PathBuf::as_path).chain(self.v1.iter().map(|(_, path)| path.as_path()))
+        let v1 = self.v1.iter().map(|(_, path)| path);
+        self.unified.iter().chain(v1).chain(&self.other).map(PathBuf::as_path)
     }
 }
 
@@ -80,5 +84,6 @@ mod tests {
         assert_eq!(found.unified.as_deref(), Some(Path::new("/sys/fs/cgroup/unified")));
         let names: Vec<_> = found.v1.iter().map(|(name, _)| name.as_str()).collect();
         assert_eq!(names, ["cpu", "memory"]);
+        assert_eq!(found.other, [Path::new("/sys/fs/cgroup/systemd")]);
     }
 }

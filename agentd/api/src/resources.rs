@@ -24,21 +24,13 @@ pub struct Resources {
 
 impl Resources {
     /// Nothing of anything.
-    pub const ZERO: Self = Self {
-        cpus_milli: 0,
-        mem_kib: 0,
-        disk_kib: 0,
-        gpus_milli: 0,
-    };
+    pub const ZERO: Self = Self { cpus_milli: 0, mem_kib: 0, disk_kib: 0, gpus_milli: 0 };
 
     /// What one instance of a pod needs: its containers and its supervisor. A container whose disk is 0 has the node's
     /// default limit, and nothing is set aside for it.
     pub fn of_pod(pod: &PodSpec) -> Self {
         let supervisor = Self::of_executor(&pod.executor_resources);
-        pod.containers
-            .iter()
-            .map(Self::of_container)
-            .fold(supervisor, Self::saturating_add)
+        pod.containers.iter().map(Self::of_container).fold(supervisor, Self::saturating_add)
     }
 
     /// What a container needs.
@@ -85,9 +77,7 @@ impl Resources {
 
     /// The amounts of this many instances; `None` where one would overflow.
     pub fn checked_mul(self, instances: u32) -> Option<Self> {
-        self.zip(Self::ZERO, |amount, _| {
-            amount.checked_mul(u64::from(instances))
-        })
+        self.zip(Self::ZERO, |amount, _| amount.checked_mul(u64::from(instances)))
     }
 
     /// The sum, each amount at most the largest there is.
@@ -113,21 +103,11 @@ impl Resources {
     }
 
     fn amounts(self) -> [u64; 4] {
-        [
-            self.cpus_milli,
-            self.mem_kib,
-            self.disk_kib,
-            self.gpus_milli,
-        ]
+        [self.cpus_milli, self.mem_kib, self.disk_kib, self.gpus_milli]
     }
 
     fn from_amounts([cpus_milli, mem_kib, disk_kib, gpus_milli]: [u64; 4]) -> Self {
-        Self {
-            cpus_milli,
-            mem_kib,
-            disk_kib,
-            gpus_milli,
-        }
+        Self { cpus_milli, mem_kib, disk_kib, gpus_milli }
     }
 
     fn each(self, other: Self, combine: impl Fn(u64, u64) -> u64) -> Self {
@@ -161,11 +141,7 @@ fn milli(amount: f64) -> f64 {
     let scaled = amount * 1000.0;
     let whole = scaled.round();
     let slip = (scaled.abs() * 4.0 * f64::EPSILON).max(1e-6);
-    if (scaled - whole).abs() <= slip {
-        whole
-    } else {
-        scaled
-    }
+    if (scaled - whole).abs() <= slip { whole } else { scaled }
 }
 
 // Conversions to integers saturate, and take what is not a number as 0.
@@ -222,10 +198,7 @@ impl Resource {
         // One KiB is 0.00098 MiB, so that three digits show any amount; the part never rounds up to a whole.
         let thousandths = (rest * 1000 + per / 2) / per;
         let digits = format!("{whole}.{thousandths:03}");
-        format!(
-            "{}{unit}",
-            digits.trim_end_matches('0').trim_end_matches('.')
-        )
+        format!("{}{unit}", digits.trim_end_matches('0').trim_end_matches('.'))
     }
 }
 
@@ -249,16 +222,8 @@ pub struct Short {
 impl fmt::Display for Short {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let show = |amount| self.resource.show(amount);
-        let (need, free, short) = (
-            show(self.need),
-            show(self.free),
-            show(self.need.saturating_sub(self.free)),
-        );
-        write!(
-            f,
-            "{}: {need} needed, {free} free, {short} short",
-            self.resource
-        )
+        let (need, free, short) = (show(self.need), show(self.free), show(self.need.saturating_sub(self.free)));
+        write!(f, "{}: {need} needed, {free} free, {short} short", self.resource)
     }
 }
 
@@ -274,11 +239,7 @@ impl Shortfall {
 
     /// All in one line, for an error message.
     pub fn one_line(&self) -> String {
-        self.0
-            .iter()
-            .map(Short::to_string)
-            .collect::<Vec<_>>()
-            .join("; ")
+        self.0.iter().map(Short::to_string).collect::<Vec<_>>().join("; ")
     }
 }
 
@@ -289,30 +250,17 @@ impl fmt::Display for Shortfall {
         let rows = self.0.iter().map(|short| {
             let show = |amount| short.resource.show(amount);
             let missing = short.need.saturating_sub(short.free);
-            [
-                short.resource.to_string(),
-                show(short.need),
-                show(short.free),
-                show(missing),
-            ]
+            [short.resource.to_string(), show(short.need), show(short.free), show(missing)]
         });
         let rows: Vec<_> = std::iter::once(head).chain(rows).collect();
-        let width = |column: usize| {
-            rows.iter()
-                .map(|row| row[column].len())
-                .max()
-                .unwrap_or_default()
-        };
+        let width = |column: usize| rows.iter().map(|row| row[column].len()).max().unwrap_or_default();
         let widths: [usize; 4] = std::array::from_fn(width);
         for (index, [name, need, free, short]) in rows.iter().enumerate() {
             if index > 0 {
                 writeln!(f)?;
             }
             let [first, second, third, fourth] = widths;
-            write!(
-                f,
-                "{name:<first$}  {need:>second$}  {free:>third$}  {short:>fourth$}"
-            )?;
+            write!(f, "{name:<first$}  {need:>second$}  {free:>third$}  {short:>fourth$}")?;
         }
         Ok(())
     }
@@ -320,17 +268,7 @@ impl fmt::Display for Shortfall {
 
 /// What of `need` is not there in `free`.
 pub fn shortfall(need: Resources, free: Resources) -> Shortfall {
-    let pairs = Resource::ALL
-        .into_iter()
-        .zip(need.amounts().into_iter().zip(free.amounts()));
+    let pairs = Resource::ALL.into_iter().zip(need.amounts().into_iter().zip(free.amounts()));
     let short = pairs.filter(|(_, (need, free))| need > free);
-    Shortfall(
-        short
-            .map(|(resource, (need, free))| Short {
-                resource,
-                need,
-                free,
-            })
-            .collect(),
-    )
+    Shortfall(short.map(|(resource, (need, free))| Short { resource, need, free }).collect())
 }

@@ -31,10 +31,7 @@ pub enum TaskState {
 impl TaskState {
     /// Whether the container has ended for good in this attempt.
     pub fn is_terminal(self) -> bool {
-        matches!(
-            self,
-            Self::TaskFinished | Self::TaskFailed | Self::TaskKilled | Self::TaskError | Self::TaskLost
-        )
+        matches!(self, Self::TaskFinished | Self::TaskFailed | Self::TaskKilled | Self::TaskError | Self::TaskLost)
     }
 
     /// The word as Mesos spells it.

@@ -49,24 +49,18 @@ fn ordered(start_after: &[&[&str]]) -> String {
         .iter()
         .zip("abcdefgh".chars())
         .map(|(after, name)| {
-            format!(
-                r#"{{"name":"{name}","resources":{{}},{EXEC},"agentd":{{"startAfter":{after:?}}}}}"#
-            )
+            format!(r#"{{"name":"{name}","resources":{{}},{EXEC},"agentd":{{"startAfter":{after:?}}}}}"#)
         })
         .collect();
     format!(r#"{{"id":"/a","containers":[{}]}}"#, containers.join(","))
 }
 
 fn constraint(fields: &str) -> String {
-    pod(&format!(
-        r#""scheduling":{{"placement":{{"constraints":[{{"fieldName":"rack",{fields}}}]}}}}"#
-    ))
+    pod(&format!(r#""scheduling":{{"placement":{{"constraints":[{{"fieldName":"rack",{fields}}}]}}}}"#))
 }
 
 fn refused(name: &str, json: &[u8]) -> Vec<Violation> {
-    let violations = parse::pod(json)
-        .err()
-        .unwrap_or_else(|| panic!("{name} is accepted"));
+    let violations = parse::pod(json).err().unwrap_or_else(|| panic!("{name} is accepted"));
     assert!(!violations.is_empty(), "{name}");
     for violation in &violations {
         assert!(!violation.message.contains('\n'), "{name}: {violation}");
@@ -274,20 +268,13 @@ fn each_is_refused_at_its_path() {
     let mut failures = Vec::new();
     for (name, json, paths, word) in table {
         let violations = refused(name, json.as_bytes());
-        let mut found: Vec<_> = violations
-            .iter()
-            .map(|violation| violation.path.as_str())
-            .collect();
+        let mut found: Vec<_> = violations.iter().map(|violation| violation.path.as_str()).collect();
         let mut expected = paths;
         found.sort_unstable();
         expected.sort_unstable();
-        let said = violations
-            .iter()
-            .any(|violation| violation.message.contains(word));
+        let said = violations.iter().any(|violation| violation.message.contains(word));
         if found != expected || !said {
-            failures.push(format!(
-                "{name}: expected {expected:?} and {word:?}, found {violations:#?}"
-            ));
+            failures.push(format!("{name}: expected {expected:?} and {word:?}, found {violations:#?}"));
         }
     }
     assert!(failures.is_empty(), "{}", failures.join("\n"));
@@ -319,10 +306,7 @@ fn ten_faults_are_reported_at_once() {
         ]
     }"#;
     let violations = refused("ten", json.as_bytes());
-    let found: BTreeSet<_> = violations
-        .iter()
-        .map(|violation| violation.path.as_str())
-        .collect();
+    let found: BTreeSet<_> = violations.iter().map(|violation| violation.path.as_str()).collect();
     let expected = BTreeSet::from([
         "id",
         "environment.FOO",
@@ -341,17 +325,11 @@ fn ten_faults_are_reported_at_once() {
 
 #[test]
 fn a_flood_of_faults_is_counted_not_listed() {
-    let entries: Vec<_> = (0..50_000)
-        .map(|index| format!(r#""x{index}":0"#))
-        .collect();
+    let entries: Vec<_> = (0..50_000).map(|index| format!(r#""x{index}":0"#)).collect();
     let violations = refused("flood", pod(&entries.join(",")).as_bytes());
     assert_eq!(violations.len(), MAX_VIOLATIONS + 1);
     let last = violations.last().unwrap();
-    assert!(
-        last.message
-            .contains(&format!("{} more", 50_000 - MAX_VIOLATIONS)),
-        "{last}"
-    );
+    assert!(last.message.contains(&format!("{} more", 50_000 - MAX_VIOLATIONS)), "{last}");
 }
 
 #[test]

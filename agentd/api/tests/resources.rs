@@ -14,12 +14,7 @@ fn pod_of(containers: &[(f64, f64, f64, u32)]) -> PodSpec {
         .iter()
         .map(|&(cpus, mem, disk, gpus)| {
             let mut container = one.clone();
-            container.resources = ContainerResources {
-                cpus,
-                mem,
-                disk,
-                gpus,
-            };
+            container.resources = ContainerResources { cpus, mem, disk, gpus };
             container
         })
         .collect();
@@ -30,71 +25,34 @@ fn pod_of(containers: &[(f64, f64, f64, u32)]) -> PodSpec {
 fn a_pod_needs_its_containers_and_its_supervisor() {
     for (containers, expected) in [
         (vec![(1.0, 128.0, 0.0, 0)], [1100, 160 * 1024, 10 * 1024, 0]),
-        (
-            vec![(0.1, 0.001, 0.5, 2), (0.2, 1.0, 0.0, 1)],
-            [400, 33 * 1024 + 2, 10 * 1024 + 512, 3000],
-        ),
+        (vec![(0.1, 0.001, 0.5, 2), (0.2, 1.0, 0.0, 1)], [400, 33 * 1024 + 2, 10 * 1024 + 512, 3000]),
         // Below a thousandth is a thousandth; a slip of the fraction is none.
         (vec![(0.0001, 1.0, 0.0, 0)], [101, 33 * 1024, 10 * 1024, 0]),
         (vec![(1.1, 1.0, 0.0, 0)], [1200, 33 * 1024, 10 * 1024, 0]),
     ] {
         let [cpus_milli, mem_kib, disk_kib, gpus_milli] = expected;
-        let need = Resources {
-            cpus_milli,
-            mem_kib,
-            disk_kib,
-            gpus_milli,
-        };
-        assert_eq!(
-            Resources::of_pod(&pod_of(&containers)),
-            need,
-            "{containers:?}"
-        );
+        let need = Resources { cpus_milli, mem_kib, disk_kib, gpus_milli };
+        assert_eq!(Resources::of_pod(&pod_of(&containers)), need, "{containers:?}");
     }
 }
 
 #[test]
 fn many_tenths_make_a_whole() {
     let tenths = vec![(0.1, 0.1, 0.0, 0); 1000];
-    assert_eq!(
-        Resources::of_pod(&pod_of(&tenths)).cpus_milli,
-        100_000 + 100
-    );
+    assert_eq!(Resources::of_pod(&pod_of(&tenths)).cpus_milli, 100_000 + 100);
 }
 
 #[test]
 fn what_is_short_is_told_with_amounts() {
-    let free = Resources {
-        cpus_milli: 1500,
-        mem_kib: 100 * 1024,
-        disk_kib: 1 << 30,
-        gpus_milli: 0,
-    };
-    let need = Resources {
-        cpus_milli: 4000,
-        mem_kib: 512 * 1024 + 512,
-        disk_kib: 1 << 20,
-        gpus_milli: 250,
-    };
+    let free = Resources { cpus_milli: 1500, mem_kib: 100 * 1024, disk_kib: 1 << 30, gpus_milli: 0 };
+    let need = Resources { cpus_milli: 4000, mem_kib: 512 * 1024 + 512, disk_kib: 1 << 20, gpus_milli: 250 };
     let short = shortfall(need, free);
     assert_eq!(
         short.0,
         [
-            Short {
-                resource: Resource::Cpus,
-                need: 4000,
-                free: 1500
-            },
-            Short {
-                resource: Resource::Mem,
-                need: 512 * 1024 + 512,
-                free: 100 * 1024
-            },
-            Short {
-                resource: Resource::Gpus,
-                need: 250,
-                free: 0
-            },
+            Short { resource: Resource::Cpus, need: 4000, free: 1500 },
+            Short { resource: Resource::Mem, need: 512 * 1024 + 512, free: 100 * 1024 },
+            Short { resource: Resource::Gpus, need: 250, free: 0 },
         ]
     );
     assert_eq!(
@@ -114,34 +72,15 @@ fn what_is_short_is_told_with_amounts() {
 
 #[test]
 fn odd_amounts_of_a_node_count_as_nothing_or_as_the_most() {
-    let odd = NodeResources {
-        cpus: f64::NAN,
-        mem: -5.0,
-        disk: f64::INFINITY,
-        gpus: 0.9999,
-    };
+    let odd = NodeResources { cpus: f64::NAN, mem: -5.0, disk: f64::INFINITY, gpus: 0.9999 };
     let capacity = Resources::capacity(&odd);
-    assert_eq!(
-        (
-            capacity.cpus_milli,
-            capacity.mem_kib,
-            capacity.disk_kib,
-            capacity.gpus_milli
-        ),
-        (0, 0, u64::MAX, 999)
-    );
+    assert_eq!((capacity.cpus_milli, capacity.mem_kib, capacity.disk_kib, capacity.gpus_milli), (0, 0, u64::MAX, 999));
 }
 
 #[test]
 fn overflow_is_told() {
-    let one = Resources {
-        cpus_milli: 1,
-        ..Resources::ZERO
-    };
-    let most = Resources {
-        cpus_milli: u64::MAX,
-        ..Resources::ZERO
-    };
+    let one = Resources { cpus_milli: 1, ..Resources::ZERO };
+    let most = Resources { cpus_milli: u64::MAX, ..Resources::ZERO };
     assert_eq!(most.checked_add(one), None);
     assert_eq!(most.checked_mul(2), None);
     assert_eq!(Resources::ZERO.checked_sub(one), None);
@@ -151,14 +90,8 @@ fn overflow_is_told() {
 
 fn amounts() -> impl Strategy<Value = Resources> {
     let amount = 0..(1_u64 << 40);
-    [amount.clone(), amount.clone(), amount.clone(), amount].prop_map(
-        |[cpus_milli, mem_kib, disk_kib, gpus_milli]| Resources {
-            cpus_milli,
-            mem_kib,
-            disk_kib,
-            gpus_milli,
-        },
-    )
+    [amount.clone(), amount.clone(), amount.clone(), amount]
+        .prop_map(|[cpus_milli, mem_kib, disk_kib, gpus_milli]| Resources { cpus_milli, mem_kib, disk_kib, gpus_milli })
 }
 
 proptest! {

@@ -59,15 +59,14 @@ fn become_container(
     let fds: Vec<OwnedFd> = fds.collect();
     let plan = ContainerPlan::decode(&read_all(&memory)?).map_err(|e| refused(e.to_string()))?;
     drop(memory);
-    match target {
-        Some(target) => join(socket, target, &plan)?,
-        None => {
-            if let Some(index) = plan.network_namespace {
-                sys::setns(descriptor(&fds, index)?, libc::CLONE_NEWNET, "enter the network namespace")?;
-            }
-            sys::unshare(libc::CLONE_NEWCGROUP, "unshare the cgroup namespace")?;
-            mounts::build(&plan, &fds)?;
+    if let Some(target) = target {
+        join(socket, target, &plan)?
+    } else {
+        if let Some(index) = plan.network_namespace {
+            sys::setns(descriptor(&fds, index)?, libc::CLONE_NEWNET, "enter the network namespace")?;
         }
+        sys::unshare(libc::CLONE_NEWCGROUP, "unshare the cgroup namespace")?;
+        mounts::build(&plan, &fds)?;
     }
     standard_streams(streams)?;
     // SAFETY: marks every descriptor from 3 on close-on-exec; CLOSE_RANGE_CLOEXEC is 4.
@@ -124,9 +123,7 @@ fn read_all(memory: &OwnedFd) -> Step<Vec<u8>> {
     while at < size {
         let rest = &mut bytes[at..];
         // SAFETY: rest is a live slice.
-        let n = unsafe {
-            libc::pread(memory.as_raw_fd(), rest.as_mut_ptr().cast(), rest.len(), at as libc::off_t)
-        };
+        let n = unsafe { libc::pread(memory.as_raw_fd(), rest.as_mut_ptr().cast(), rest.len(), at as libc::off_t) };
         if n <= 0 {
             return Err(failed("read the plan"));
         }
@@ -328,9 +325,8 @@ fn exec(plan: &ContainerPlan) -> Step<std::convert::Infallible> {
     let strings = |list: &[Vec<u8>]| list.iter().map(|s| sys::c(s)).collect::<Step<Vec<CString>>>();
     let argv = strings(&plan.argv)?;
     let env = strings(&plan.env)?;
-    let pointers = |list: &[CString]| {
-        list.iter().map(|s| s.as_ptr()).chain(std::iter::once(std::ptr::null())).collect::<Vec<_>>()
-    };
+    let pointers =
+        |list: &[CString]| list.iter().map(|s| s.as_ptr()).chain(std::iter::once(std::ptr::null())).collect::<Vec<_>>();
     let (argv_pointers, env_pointers) = (pointers(&argv), pointers(&env));
     let candidates = candidates(plan)?;
     let stage = format!("exec {}", String::from_utf8_lossy(&plan.argv[0]));
@@ -366,4 +362,3 @@ fn candidates(plan: &ContainerPlan) -> Step<Vec<CString>> {
         .map(|folder| sys::c(&[if folder.is_empty() { b"." } else { folder }, b"/", program].concat()))
         .collect()
 }
-

@@ -21,7 +21,7 @@ const SOCKET_BIT: u64 = 1 << 32;
 /// that comes back after a restart finds neither end-of-file nor a broken pipe.
 struct Pipes {
     read: [OwnedFd; 2],
-    _write: [OwnedFd; 2],
+    write: [OwnedFd; 2],
 }
 
 struct Process {
@@ -76,8 +76,7 @@ fn start(listener: OwnedFd, exits: OwnedFd, own_network: bool) -> Step<PodInit> 
         (sys::ATTR_NOSUID | sys::ATTR_NODEV | sys::ATTR_NOEXEC) as u32,
     )?;
     sys::move_mount(shm.as_fd(), libc::AT_FDCWD, c"/shm", "attach /shm")?;
-    let mqueue =
-        sys::new_mount(c"mqueue", &[], &[], (sys::ATTR_NOSUID | sys::ATTR_NODEV | sys::ATTR_NOEXEC) as u32)?;
+    let mqueue = sys::new_mount(c"mqueue", &[], &[], (sys::ATTR_NOSUID | sys::ATTR_NODEV | sys::ATTR_NOEXEC) as u32)?;
     sys::move_mount(mqueue.as_fd(), libc::AT_FDCWD, c"/mqueue", "attach /mqueue")?;
     // volumes that are held later appear in the spares that wait already; these hand nothing back
     sys::set_propagation(libc::MS_SHARED, false)?;
@@ -247,7 +246,7 @@ impl PodInit {
                 let r = unsafe { libc::sethostname(name.as_ptr().cast(), name.len()) };
                 self.answer(sequence, check(libc::c_long::from(r), "sethostname").map(|_| Reply::Done), &[]);
             }
-            Request::Spare { key, kind } => self.spare(sequence, key, kind, fds),
+            Request::Spare { key, kind } => self.spare(sequence, key, kind, &fds),
             Request::Start { key, attempt, stdio } => self.start(sequence, key, attempt, stdio, &fds),
             Request::Pipes { key } => {
                 let pipes = self.process(key).and_then(|p| p.pipes.as_ref());
@@ -329,8 +328,8 @@ impl PodInit {
         })
     }
 
-    fn spare(&mut self, sequence: u32, key: u32, kind: SpareKind, fds: Vec<OwnedFd>) {
-        match self.fork_spare(key, kind, &fds) {
+    fn spare(&mut self, sequence: u32, key: u32, kind: SpareKind, fds: &[OwnedFd]) {
+        match self.fork_spare(key, kind, fds) {
             Ok((pid, pidfd)) => self.say(sequence, &Reply::Process { pid }, &[pidfd.as_fd()]),
             Err(failure) => self.answer(sequence, Err(failure), &[]),
         }
@@ -359,8 +358,7 @@ impl PodInit {
         }
         let (ours, theirs) = socket::pair().map_err(|_| failed("socketpair"))?;
         let cloned = sys::clone3(flags, Some(cgroup.as_fd()), "clone3 of a spare into its cgroup");
-        if let (SpareKind::SharedPid, false, Some(own)) =
-            (kind, matches!(cloned, Ok(Cloned::Child)), self.own.as_ref())
+        if let (SpareKind::SharedPid, false, Some(own)) = (kind, matches!(cloned, Ok(Cloned::Child)), self.own.as_ref())
         {
             sys::setns(own.as_fd(), libc::CLONE_NEWPID, "return to the own pid namespace")?;
         }
@@ -418,10 +416,10 @@ impl PodInit {
 
     fn start(&mut self, sequence: u32, key: u32, attempt: u32, stdio: bool, fds: &[OwnedFd]) {
         if let Err(failure) = self.hand_over(sequence, key, attempt, stdio, fds) {
-            if let Some(at) = self.processes.iter().position(|p| p.key == key && p.waiting.is_none()) {
-                if self.processes[at].state == ProcessState::Spare {
-                    self.end_spare(at);
-                }
+            if let Some(at) = self.processes.iter().position(|p| p.key == key && p.waiting.is_none())
+                && self.processes[at].state == ProcessState::Spare
+            {
+                self.end_spare(at);
             }
             self.answer(sequence, Err(failure), &[]);
         }
@@ -444,11 +442,11 @@ impl PodInit {
                 // SAFETY: plain integers; only our own ends are made non-blocking.
                 unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, libc::O_NONBLOCK) };
             }
-            Some(Pipes { read: [out_read, err_read], _write: [out_write, err_write] })
+            Some(Pipes { read: [out_read, err_read], write: [out_write, err_write] })
         };
         if let Some(pipes) = &pipes {
-            message.insert(1, pipes._write[0].as_fd());
-            message.insert(2, pipes._write[1].as_fd());
+            message.insert(1, pipes.write[0].as_fd());
+            message.insert(2, pipes.write[1].as_fd());
         }
         socket::send(spare.as_fd(), &[u8::from(stdio)], &message, true).map_err(|error| Failure {
             stage: "hand the plan to the spare".to_owned(),

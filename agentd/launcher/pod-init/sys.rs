@@ -50,9 +50,7 @@ pub fn move_mount(from: BorrowedFd<'_>, dir: RawFd, path: &CStr, stage: &str) ->
     const TO_EMPTY: u32 = 0x40;
     let flags = FROM_EMPTY | if path.is_empty() { TO_EMPTY } else { 0 };
     // SAFETY: both paths are NUL-terminated and outlive the call.
-    let r = unsafe {
-        libc::syscall(libc::SYS_move_mount, from.as_raw_fd(), EMPTY.as_ptr(), dir, path.as_ptr(), flags)
-    };
+    let r = unsafe { libc::syscall(libc::SYS_move_mount, from.as_raw_fd(), EMPTY.as_ptr(), dir, path.as_ptr(), flags) };
     check(r, stage).map(drop)
 }
 
@@ -69,9 +67,8 @@ pub fn new_mount(kind: &CStr, options: &[(&CStr, &CStr)], flags: &[&CStr], attri
     }
     for (key, value) in options {
         // SAFETY: strings are NUL-terminated and outlive the call; command 1 is FSCONFIG_SET_STRING.
-        let r = unsafe {
-            libc::syscall(libc::SYS_fsconfig, context.as_raw_fd(), 1u32, key.as_ptr(), value.as_ptr(), 0)
-        };
+        let r =
+            unsafe { libc::syscall(libc::SYS_fsconfig, context.as_raw_fd(), 1u32, key.as_ptr(), value.as_ptr(), 0) };
         check(r, &stage())?;
     }
     // SAFETY: command 6 is FSCONFIG_CMD_CREATE and takes no strings.
@@ -145,9 +142,7 @@ fn openat2(dir: RawFd, path: &CStr, flags: i32, mode: u32, resolve: u64) -> io::
     let how = OpenHow { flags: (flags | libc::O_CLOEXEC) as u64, mode: u64::from(mode), resolve };
     loop {
         // SAFETY: how is a live OpenHow of the stated size; path is NUL-terminated.
-        let r = unsafe {
-            libc::syscall(libc::SYS_openat2, dir, path.as_ptr(), &raw const how, size_of::<OpenHow>())
-        };
+        let r = unsafe { libc::syscall(libc::SYS_openat2, dir, path.as_ptr(), &raw const how, size_of::<OpenHow>()) };
         if r >= 0 {
             // SAFETY: the kernel just made this descriptor.
             return Ok(unsafe { OwnedFd::from_raw_fd(r as RawFd) });
@@ -171,10 +166,7 @@ pub fn open_in(root: BorrowedFd<'_>, path: &[u8], flags: i32) -> Step<OwnedFd> {
 /// Opens one name directly below `dir`, never through a link.
 pub fn open_below(dir: BorrowedFd<'_>, name: &CStr, flags: i32, mode: u32) -> Step<OwnedFd> {
     openat2(dir.as_raw_fd(), name, flags, mode, RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS).map_err(
-        |e| Failure {
-            stage: format!("open {}", name.to_string_lossy()),
-            errno: e.raw_os_error().unwrap_or(0),
-        },
+        |e| Failure { stage: format!("open {}", name.to_string_lossy()), errno: e.raw_os_error().unwrap_or(0) },
     )
 }
 
@@ -228,7 +220,7 @@ pub fn clone3(flags: i32, cgroup: Option<BorrowedFd<'_>>, stage: &str) -> Step<C
     const INTO_CGROUP: u64 = 0x2_0000_0000;
     let mut pidfd: RawFd = -1;
     let mut args = CloneArgs {
-        flags: flags as u32 as u64 | libc::CLONE_PIDFD as u64,
+        flags: u64::from(flags as u32) | libc::CLONE_PIDFD as u64,
         pidfd: (&raw mut pidfd) as u64,
         exit_signal: if flags & libc::CLONE_PARENT == 0 { libc::SIGCHLD as u64 } else { 0 },
         ..CloneArgs::default()

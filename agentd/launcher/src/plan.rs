@@ -320,9 +320,7 @@ impl ContainerPlan {
             root: d.u32()?,
             root_readonly: d.bool()?,
             mounts: d.list(MountStep::decode)?,
-            devices: d.list(|d| {
-                Ok(DeviceNode { name: text(d)?, major: d.u32()?, minor: d.u32()?, mode: d.u32()? })
-            })?,
+            devices: d.list(|d| Ok(DeviceNode { name: text(d)?, major: d.u32()?, minor: d.u32()?, mode: d.u32()? }))?,
             masked: d.list(Decoder::bytes)?,
             readonly: d.list(Decoder::bytes)?,
             capabilities: CapabilitySets { bounding: d.u64()?, permitted: d.u64()? },

@@ -41,9 +41,10 @@ pub fn send(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[BorrowedFd<'_>], wait: 
             (*message).cmsg_level = libc::SOL_SOCKET;
             (*message).cmsg_type = libc::SCM_RIGHTS;
             (*message).cmsg_len = libc::CMSG_LEN(size) as _;
-            let data = libc::CMSG_DATA(message).cast::<RawFd>();
+            let data = libc::CMSG_DATA(message);
             for (n, fd) in fds.iter().enumerate() {
-                data.add(n).write_unaligned(fd.as_raw_fd());
+                let bytes = fd.as_raw_fd().to_ne_bytes();
+                data.add(n * size_of::<RawFd>()).copy_from_nonoverlapping(bytes.as_ptr(), bytes.len());
             }
         }
     }
@@ -92,9 +93,11 @@ pub fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8], wait: bool) -> io::Res
         while !message.is_null() {
             if (*message).cmsg_level == libc::SOL_SOCKET && (*message).cmsg_type == libc::SCM_RIGHTS {
                 let bytes = (*message).cmsg_len as usize - libc::CMSG_LEN(0) as usize;
-                let data = libc::CMSG_DATA(message).cast::<RawFd>();
+                let data = libc::CMSG_DATA(message);
                 for n in 0..bytes / size_of::<RawFd>() {
-                    fds.push(OwnedFd::from_raw_fd(data.add(n).read_unaligned()));
+                    let mut fd = [0; size_of::<RawFd>()];
+                    fd.as_mut_ptr().copy_from_nonoverlapping(data.add(n * fd.len()), fd.len());
+                    fds.push(OwnedFd::from_raw_fd(RawFd::from_ne_bytes(fd)));
                 }
             }
             message = libc::CMSG_NXTHDR(&raw const header, message);

@@ -22,6 +22,7 @@ use super::{Command, Grant, Handle, now_ms, setup};
 use crate::events::Subject;
 use crate::failpoint;
 use crate::host::Host;
+use crate::launch::LaunchError;
 use crate::launch::pod_init::Notice;
 use crate::lifecycle::{Action, Ending, Input};
 use crate::pool::Haste;
@@ -33,12 +34,22 @@ const OVERDUE: Duration = Duration::from_secs(5);
 /// How often a disk limit that only measuring enforces is measured.
 const METER: Duration = Duration::from_secs(5);
 
+/// How often a pod-init that dies before anything was started in it is replaced.
+const NEW_SANDBOXES: usize = 2;
+
 /// What the helpers of the task send it.
 pub(super) enum Signal {
     Input(Input),
-    Started { slot: usize, attempt: u32, result: Result<Started, launch::Failure> },
+    Started {
+        slot: usize,
+        attempt: u32,
+        result: Result<Started, launch::Failure>,
+    },
     /// A launch that was to be given up has not ended by itself.
-    Overdue { slot: usize, attempt: u32 },
+    Overdue {
+        slot: usize,
+        attempt: u32,
+    },
 }
 
 /// What the task keeps of a container that runs.
@@ -192,10 +203,18 @@ impl Actor {
 
     /// Sets the sandbox up and begins.
     pub(super) async fn set_up(&mut self) {
-        let result = match &self.sandbox {
+        let mut result = match &self.sandbox {
             Some(sandbox) => setup::run(&self.host, &self.spec, sandbox).await,
             None => Err("there is no sandbox".to_owned()),
         };
+        for _ in 0..NEW_SANDBOXES {
+            if result.is_ok() || !self.launcher_gone().await {
+                break;
+            }
+            // it was killed while it waited, or just now; nothing has been started in it
+            self.sandbox = None;
+            result = self.ensure_sandbox().await;
+        }
         match result {
             Ok(()) => {
                 self.ready = true;
@@ -203,6 +222,13 @@ impl Actor {
                 self.end_unused_spares();
             }
             Err(message) => self.input(Input::SetupFailed { message }).await,
+        }
+    }
+
+    async fn launcher_gone(&self) -> bool {
+        match &self.sandbox {
+            Some(sandbox) => matches!(sandbox.init.state().await, Err(LaunchError::Gone)),
+            None => true,
         }
     }
 
@@ -238,16 +264,17 @@ impl Actor {
                 }
                 match result {
                     Ok(started) => self.started(slot, attempt, started).await,
-                    Err((reason, message)) => match self.written_exit(slot, attempt) {
-                        // it ran and ended before the launcher died, and only the answer was lost
-                        Some(ended) => self.exited(slot, attempt, Some(ended)).await,
-                        None => {
+                    Err((reason, message)) => {
+                        if let Some(ended) = self.written_exit(slot, attempt) {
+                            // it ran and ended before the launcher died, and only the answer was lost
+                            self.exited(slot, attempt, Some(ended)).await;
+                        } else {
                             self.early.retain(|(s, a, _)| (*s, *a) != (slot, attempt));
                             self.clean_up_launch(slot, attempt).await;
                             self.forget(slot).await;
                             self.input(Input::LaunchFailed { slot, attempt, reason, message }).await;
                         }
-                    },
+                    }
                 }
             }
         }
@@ -326,7 +353,8 @@ impl Actor {
             let found = endpoints.iter().find(|e| e.container == name && e.endpoint == endpoint)?;
             found.container_port.or(found.host_port)
         };
-        let netns = if setup::uses_host_network(&self.spec) { None } else { sandbox.network_namespace().ok().map(Arc::new) };
+        let netns =
+            if setup::uses_host_network(&self.spec) { None } else { sandbox.network_namespace().ok().map(Arc::new) };
         let runner = Arc::new(Runner {
             host: Arc::clone(&self.host),
             init: Arc::clone(&sandbox.init),
@@ -522,10 +550,10 @@ impl Actor {
     }
 
     async fn forget(&self, slot: usize) {
-        if let Some(sandbox) = &self.sandbox {
-            if let Err(error) = sandbox.init.forget(slot as u32).await {
-                tracing::debug!(instance = self.record.id, slot, "{error}");
-            }
+        if let Some(sandbox) = &self.sandbox
+            && let Err(error) = sandbox.init.forget(slot as u32).await
+        {
+            tracing::debug!(instance = self.record.id, slot, "{error}");
         }
     }
 
@@ -585,10 +613,10 @@ impl Actor {
                 None
             }
             Action::Terminate { slot, attempt, grace_ms } => {
-                if let Some(sandbox) = &self.sandbox {
-                    if let Err(error) = sandbox.init.signal(slot as u32, libc::SIGTERM).await {
-                        tracing::warn!(instance = self.record.id, slot, "SIGTERM: {error}");
-                    }
+                if let Some(sandbox) = &self.sandbox
+                    && let Err(error) = sandbox.init.signal(slot as u32, libc::SIGTERM).await
+                {
+                    tracing::warn!(instance = self.record.id, slot, "SIGTERM: {error}");
                 }
                 failpoint::pass("stop.terminated");
                 self.later(grace_ms, Input::GraceOver { slot, attempt });
@@ -815,7 +843,7 @@ fn finish(
     let message = format!(
         "out of memory: {} kills at the limit of {limit_mib} MiB, peak {:.1} MiB{victim}; raise resources.mem or use less",
         kills - oom_before,
-        peak.unwrap_or(0) as f64 / 1048576.0,
+        peak.unwrap_or(0) as f64 / 1_048_576.0,
     );
     (Some((Reason::ContainerLimitationMemory, message)), peak)
 }

@@ -102,7 +102,8 @@ impl CommandProbe for Runner {
                 exits,
                 runtime: tokio::runtime::Handle::current(),
             };
-            let result = tokio::time::timeout(timeout, run(&host, &init, &cgroup, slot, key, &name, &plan, ended)).await;
+            let result =
+                tokio::time::timeout(timeout, run(&host, &init, &cgroup, slot, key, &name, &plan, ended)).await;
             drop(cleanup);
             match result {
                 Ok(result) => result,

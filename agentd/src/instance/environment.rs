@@ -24,10 +24,7 @@ pub struct Facts<'a> {
 /// agentd's variables, then the pod's, then the container's: of two with one name the later holds.
 ///
 /// `secret` resolves a secret's name in the pod; its error names what is wrong with the secret.
-pub fn build(
-    facts: Facts<'_>,
-    secret: &dyn Fn(&str) -> Result<Secret, String>,
-) -> Result<Vec<Vec<u8>>, String> {
+pub fn build(facts: Facts<'_>, secret: &dyn Fn(&str) -> Result<Secret, String>) -> Result<Vec<Vec<u8>>, String> {
     let mut env = Vec::new();
     let mut set = |name: &str, value: &[u8]| {
         env.push([name.as_bytes(), b"=", value].concat());
@@ -109,7 +106,10 @@ mod tests {
         let env = build(facts, &|_| Err("no secret is wanted".to_owned())).unwrap();
         let last = |name: &str| {
             let prefix = format!("{name}=");
-            env.iter().rev().find_map(|e| e.strip_prefix(prefix.as_bytes())).map(|v| String::from_utf8_lossy(v).into_owned())
+            env.iter()
+                .rev()
+                .find_map(|e| e.strip_prefix(prefix.as_bytes()))
+                .map(|v| String::from_utf8_lossy(v).into_owned())
         };
         assert_eq!(last("A").as_deref(), Some("container"));
         assert_eq!(last("B").as_deref(), Some("pod"));

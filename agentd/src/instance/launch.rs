@@ -134,18 +134,13 @@ async fn prepare(job: &Job) -> Result<Prepared, Failure> {
     let wanted = image(&job.host, &job.spec, &job.instance, job.slot, job.attempt > 1);
     let image = unless_cancelled(job, wanted).await?;
     failpoint::pass("launch.image-ready");
-    let Spare { cgroup, pid } = match &job.spare {
-        Some(spare) => spare.clone(),
-        None => {
-            let kind = if job.spec.agentd.share_pid { SpareKind::SharedPid } else { SpareKind::Own };
-            // what is left of an attempt that the daemon did not survive
-            job.init.forget(job.slot as u32).await.map_err(launch_failed)?;
-            job.host
-                .sandboxes
-                .spare(&job.instance, &job.init, job.slot as u32, kind)
-                .await
-                .map_err(launch_failed)?
-        }
+    let Spare { cgroup, pid } = if let Some(spare) = &job.spare {
+        spare.clone()
+    } else {
+        let kind = if job.spec.agentd.share_pid { SpareKind::SharedPid } else { SpareKind::Own };
+        // what is left of an attempt that the daemon did not survive
+        job.init.forget(job.slot as u32).await.map_err(launch_failed)?;
+        job.host.sandboxes.spare(&job.instance, &job.init, job.slot as u32, kind).await.map_err(launch_failed)?
     };
     let (host, spec, instance) = (Arc::clone(&job.host), Arc::clone(&job.spec), job.instance.clone());
     let (slot, attempt, cores) = (job.slot, job.attempt, job.cores.clone());

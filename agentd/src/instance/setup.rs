@@ -24,7 +24,8 @@ pub fn hostname(host: &Host, pod: &PodSpec, instance: &str) -> String {
         return host.hostname().to_owned();
     }
     let last = pod.id.rsplit('/').next().unwrap_or("pod");
-    let clean: String = last.chars().map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' }).collect();
+    let clean: String =
+        last.chars().map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' }).collect();
     let clean = clean.trim_matches('-');
     let short: String = clean.chars().take(48).collect();
     format!("{}-{instance}", if short.is_empty() { "pod" } else { &short })

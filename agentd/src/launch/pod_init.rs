@@ -103,7 +103,10 @@ impl PodInit {
         let limit = if matches!(request, Request::Start { .. }) { Duration::MAX } else { PATIENCE };
         let Ok(answer) = tokio::time::timeout(limit, receiver).await else {
             self.shared.waiting.lock().unwrap_or_else(PoisonError::into_inner).replies.remove(&sequence);
-            return Err(LaunchError::Refused(format!("the pod's launcher did not answer within {} s", PATIENCE.as_secs())));
+            return Err(LaunchError::Refused(format!(
+                "the pod's launcher did not answer within {} s",
+                PATIENCE.as_secs()
+            )));
         };
         match answer.map_err(|_| LaunchError::Gone)? {
             (Reply::Failed { stage, errno }, _) => Err(LaunchError::from_reply(stage, errno)),
@@ -166,12 +169,7 @@ impl PodInit {
     }
 
     /// Starts a joined process in a spare with standard streams of the caller's.
-    pub async fn start_with(
-        &self,
-        key: u32,
-        plan: &[u8],
-        streams: [BorrowedFd<'_>; 3],
-    ) -> Result<u32, LaunchError> {
+    pub async fn start_with(&self, key: u32, plan: &[u8], streams: [BorrowedFd<'_>; 3]) -> Result<u32, LaunchError> {
         let memory = binary::memory_file("plan", plan)?;
         let all: Vec<BorrowedFd<'_>> = std::iter::once(memory.as_fd()).chain(streams).collect();
         self.process(Request::Start { key, attempt: 1, stdio: true }, &all).await.map(|(pid, _)| pid)
@@ -228,4 +226,3 @@ async fn read(shared: Arc<Shared>, notices: mpsc::UnboundedSender<Notice>) {
     drop(waiting);
     let _ = notices.send(Notice::Gone);
 }
-

@@ -89,7 +89,7 @@ impl Zygote {
     async fn ask(zygote: &Running, fds: &[BorrowedFd<'_>], own_network: bool) -> Result<Forked, LaunchError> {
         let request = Request::Fork { own_network }.encode(1);
         zygote.socket.send(&request, fds).await.map_err(|_| LaunchError::Gone)?;
-        let mut buffer = [0; MAX_MESSAGE];
+        let mut buffer = vec![0; MAX_MESSAGE];
         let (length, fds) = zygote.socket.receive(&mut buffer).await.map_err(|_| LaunchError::Gone)?;
         if length == 0 {
             return Err(LaunchError::Gone);
@@ -113,10 +113,8 @@ impl Zygote {
             .stdout(Stdio::null())
             .spawn()
             .map_err(LaunchError::system("start the zygote"))?;
-        let zygote = Running {
-            socket: Seqpacket::new(ours).map_err(LaunchError::system("watch the zygote's socket"))?,
-            child,
-        };
+        let zygote =
+            Running { socket: Seqpacket::new(ours).map_err(LaunchError::system("watch the zygote's socket"))?, child };
         (self.place)(zygote.child.id()).map_err(LaunchError::Refused)?;
         Ok(zygote)
     }

@@ -33,7 +33,9 @@ impl Network {
             }
         }
         let remaining: Vec<_> = lock(&self.ledger).records().cloned().collect();
-        remaining.iter().for_each(|record| self.hold_ports_again(record));
+        for record in &remaining {
+            self.hold_ports_again(record);
+        }
         recovered.links = self.sweep_links(known)?;
         let bridged = lock(&self.ledger).records().any(|record| record.address.is_some());
         if bridged {

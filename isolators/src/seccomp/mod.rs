@@ -133,7 +133,8 @@ impl Seccomp {
             ));
         }
         // both ways of naming the file are in use: with its extension and without
-        let file = if name.ends_with(".json") { name.to_owned() } else { format!("{name}.json") };
+        let named = Path::new(name).extension().is_some_and(|extension| extension == "json");
+        let file = if named { name.to_owned() } else { format!("{name}.json") };
         let path = self.folder.join(file);
         read_file(&path).map(|text| (path, text))
     }

@@ -71,9 +71,11 @@ pub fn run(root: &Path, quick: bool) -> Result<ExitCode, String> {
         .and_then(|mut peers| measure(&daemon, &mut peers, scratch.path(), &lower, &size, &mut report));
     peers::remove_cgroups();
     peers::unmount_below(scratch.path());
-    result.map_err(|error| format!("{error}\nlog of agentd:\n{}", daemon.log_text()))?;
+    let log = daemon.log_text();
     drop(daemon);
+    // what was measured before a failure is worth reading, too
     let met = report.finish(root, "pods")?;
+    result.map_err(|error| format!("{error}\nlog of agentd:\n{log}"))?;
     Ok(if met { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 

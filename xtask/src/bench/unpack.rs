@@ -48,7 +48,7 @@ fn contents(random: &mut Random, vocabulary: &[[u8; 12]]) -> Vec<u8> {
     while bytes.len() < FILE_BYTES {
         let number = random.next();
         bytes.extend_from_slice(&vocabulary[number as usize % vocabulary.len()]);
-        bytes.extend_from_slice(&number.to_le_bytes()[4..7]);
+        bytes.extend_from_slice(&number.to_le_bytes()[4..5]);
     }
     bytes.truncate(FILE_BYTES);
     bytes
@@ -59,6 +59,8 @@ fn header(path: &str, size: usize) -> io::Result<tar::Header> {
     header.set_path(path)?;
     header.set_size(size as u64);
     header.set_mode(0o644);
+    header.set_uid(0);
+    header.set_gid(0);
     header.set_mtime(0);
     header.set_cksum();
     Ok(header)

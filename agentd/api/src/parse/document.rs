@@ -14,16 +14,14 @@ use super::report::{Report, join_index, join_key};
 pub(super) fn read(json: &[u8], report: &Report) -> Option<Value> {
     if json.len() > MAX_BYTES {
         let found = json.len();
-        report.fault("", format!("the document has {found} bytes, more than the {MAX_BYTES} that are read; shorten it"));
+        report
+            .fault("", format!("the document has {found} bytes, more than the {MAX_BYTES} that are read; shorten it"));
         return None;
     }
     let mut deserializer = serde_json::Deserializer::from_slice(json);
-    let value = Node {
-        parent: None,
-        report,
-    }
-    .deserialize(&mut deserializer)
-    .and_then(|value| deserializer.end().map(|()| value));
+    let value = Node { parent: None, report }
+        .deserialize(&mut deserializer)
+        .and_then(|value| deserializer.end().map(|()| value));
     match value {
         Err(error) => {
             // serde_json's text ends with the line and column.
@@ -94,9 +92,7 @@ impl<'de> Visitor<'de> for Node<'_> {
     }
 
     fn visit_f64<E: Error>(self, value: f64) -> Result<Value, E> {
-        Number::from_f64(value)
-            .map(Value::Number)
-            .ok_or_else(|| E::custom("a number that is not finite"))
+        Number::from_f64(value).map(Value::Number).ok_or_else(|| E::custom("a number that is not finite"))
     }
 
     fn visit_str<E>(self, value: &str) -> Result<Value, E> {
@@ -110,14 +106,8 @@ impl<'de> Visitor<'de> for Node<'_> {
     fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
         let mut list = Vec::new();
         loop {
-            let frame = Frame {
-                parent: self.parent,
-                step: Step::Index(list.len()),
-            };
-            match items.next_element_seed(Node {
-                parent: Some(&frame),
-                report: self.report,
-            })? {
+            let frame = Frame { parent: self.parent, step: Step::Index(list.len()) };
+            match items.next_element_seed(Node { parent: Some(&frame), report: self.report })? {
                 Some(item) => list.push(item),
                 None => return Ok(Value::Array(list)),
             }
@@ -127,22 +117,11 @@ impl<'de> Visitor<'de> for Node<'_> {
     fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Value, A::Error> {
         let mut map = Map::new();
         while let Some(key) = entries.next_key::<String>()? {
-            let frame = Frame {
-                parent: self.parent,
-                step: Step::Key(&key),
-            };
-            let value = entries.next_value_seed(Node {
-                parent: Some(&frame),
-                report: self.report,
-            })?;
+            let frame = Frame { parent: self.parent, step: Step::Key(&key) };
+            let value = entries.next_value_seed(Node { parent: Some(&frame), report: self.report })?;
             if map.contains_key(&key) {
-                let path = if self.report.is_full() {
-                    String::new()
-                } else {
-                    frame.path()
-                };
-                self.report
-                    .fault(&path, "the key is given more than once; keep one of them");
+                let path = if self.report.is_full() { String::new() } else { frame.path() };
+                self.report.fault(&path, "the key is given more than once; keep one of them");
             }
             map.insert(key, value);
         }

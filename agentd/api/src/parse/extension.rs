@@ -7,9 +7,8 @@ use super::format;
 use super::pod::most;
 use super::reader::Place;
 use crate::pod::{
-    CapabilityChange, ContainerExtension, CpuExtension, Dns, GpuExtension, IoExtension, IoLimit,
-    LogExtension, MemoryExtension, MountExtension, PodExtension, RestartPolicy, RestartScope,
-    SeccompChoice, VolumeExtension,
+    CapabilityChange, ContainerExtension, CpuExtension, Dns, GpuExtension, IoExtension, IoLimit, LogExtension,
+    MemoryExtension, MountExtension, PodExtension, RestartPolicy, RestartScope, SeccompChoice, VolumeExtension,
 };
 
 /// The capabilities of Linux, by number, without `CAP_`.
@@ -44,10 +43,7 @@ pub(super) fn pod_extension(at: &Place) -> PodExtension {
             .unwrap_or_default(),
         restart_scope: o
             .at("restartScope")
-            .word(&[
-                ("pod", RestartScope::Pod),
-                ("container", RestartScope::Container),
-            ])
+            .word(&[("pod", RestartScope::Pod), ("container", RestartScope::Container)])
             .unwrap_or_default(),
         persistent: o.at("persistent").flag().unwrap_or_default(),
         share_pid: o.at("sharePid").flag().unwrap_or_default(),
@@ -62,9 +58,7 @@ fn dns(at: &Place) -> Dns {
     Dns {
         nameservers: o.at("nameservers").set_of(|server| server.text(format::ip)),
         search: o.at("search").set_of(|domain| domain.text(format::domain)),
-        options: o
-            .at("options")
-            .set_of(|option| option.text(format::resolver_option)),
+        options: o.at("options").set_of(|option| option.text(format::resolver_option)),
     }
 }
 
@@ -72,22 +66,15 @@ fn dns(at: &Place) -> Dns {
 pub(super) fn volume_extension(at: &Place) -> VolumeExtension {
     let o = at.object(&fields::VOLUME_AGENTD);
     VolumeExtension {
-        tmpfs_mib: o
-            .at("tmpfsMib")
-            .whole(1..=most::MIB as i64)
-            .map(|mib| mib as u64),
-        secrets: o
-            .at("secrets")
-            .map(format::file_name, |secret| secret.text(format::filled)),
+        tmpfs_mib: o.at("tmpfsMib").whole(1..=most::MIB as i64).map(|mib| mib as u64),
+        secrets: o.at("secrets").map(format::file_name, |secret| secret.text(format::filled)),
     }
 }
 
 /// `agentd` of a volume mount.
 pub(super) fn mount_extension(at: &Place) -> MountExtension {
     let o = at.object(&fields::MOUNT_AGENTD);
-    MountExtension {
-        sub_path: o.at("subPath").text(format::relative_path),
-    }
+    MountExtension { sub_path: o.at("subPath").text(format::relative_path) }
 }
 
 /// `agentd` of a container.
@@ -95,9 +82,7 @@ pub(super) fn container_extension(at: &Place) -> ContainerExtension {
     let o = at.object(&fields::CONTAINER_AGENTD);
     ContainerExtension {
         // A name that cannot be read stays as an empty one, so that the others keep their places for the rules.
-        start_after: o
-            .at("startAfter")
-            .list(|name| name.text(format::filled).unwrap_or_default()),
+        start_after: o.at("startAfter").list(|name| name.text(format::filled).unwrap_or_default()),
         capabilities: capabilities(&o.at("capabilities")),
         seccomp: o.at("seccomp").optional(seccomp).unwrap_or_default(),
         exclusive_cores: o.at("exclusiveCores").flag().unwrap_or_default(),
@@ -109,9 +94,7 @@ pub(super) fn container_extension(at: &Place) -> ContainerExtension {
         rlimits: o.at("rlimits").map(rlimit_name, rlimit),
         read_only_root: o.at("readOnlyRoot").flag().unwrap_or_default(),
         workdir: o.at("workdir").text(format::absolute_path),
-        log: LogExtension {
-            max_bytes: count(&o.at("log").object(&fields::LOG).at("maxBytes")),
-        },
+        log: LogExtension { max_bytes: count(&o.at("log").object(&fields::LOG).at("maxBytes")) },
         gpu: gpu(&o.at("gpu")),
     }
 }
@@ -126,13 +109,7 @@ fn capabilities(at: &Place) -> CapabilityChange {
     CapabilityChange {
         add: o.at("add").set_of(|name| name.text_as(capability)),
         drop: o.at("drop").set_of(|name| {
-            name.text_as(|text| {
-                if text.eq_ignore_ascii_case("all") {
-                    Ok("ALL".to_owned())
-                } else {
-                    capability(text)
-                }
-            })
+            name.text_as(|text| if text.eq_ignore_ascii_case("all") { Ok("ALL".to_owned()) } else { capability(text) })
         }),
     }
 }
@@ -144,25 +121,14 @@ fn capability(text: &str) -> Result<String, String> {
     if CAPABILITIES.contains(&name) {
         return Ok(name.to_owned());
     }
-    let hint =
-        fields::did_you_mean(name, &CAPABILITIES).map(|near| format!("; did you mean `{near}`?"));
-    let all = if name == "ALL" {
-        "; ALL can only be dropped, name those to add"
-    } else {
-        ""
-    };
-    Err(format!(
-        "a capability of Linux, such as \"NET_RAW\"{all}{}",
-        hint.unwrap_or_default()
-    ))
+    let hint = fields::did_you_mean(name, &CAPABILITIES).map(|near| format!("; did you mean `{near}`?"));
+    let all = if name == "ALL" { "; ALL can only be dropped, name those to add" } else { "" };
+    Err(format!("a capability of Linux, such as \"NET_RAW\"{all}{}", hint.unwrap_or_default()))
 }
 
 fn seccomp(at: &Place) -> SeccompChoice {
     if at.is_object() {
-        let profile = at
-            .object(&fields::SECCOMP)
-            .at("profile")
-            .required("the name of a profile of this node");
+        let profile = at.object(&fields::SECCOMP).at("profile").required("the name of a profile of this node");
         return SeccompChoice::Profile(profile.text(format::file_name).unwrap_or_default());
     }
     let read = |text: &str| match text {
@@ -183,10 +149,7 @@ fn cpu(at: &Place) -> CpuExtension {
 
 fn memory(at: &Place) -> MemoryExtension {
     let o = at.object(&fields::MEMORY);
-    MemoryExtension {
-        low: o.at("low").number(0.0..=most::MIB),
-        high: o.at("high").number(0.001..=most::MIB),
-    }
+    MemoryExtension { low: o.at("low").number(0.0..=most::MIB), high: o.at("high").number(0.001..=most::MIB) }
 }
 
 fn io(at: &Place) -> IoExtension {
@@ -200,20 +163,13 @@ fn io(at: &Place) -> IoExtension {
 fn io_limit(at: &Place) -> IoLimit {
     let o = at.object(&fields::IO_LIMIT);
     let limit = IoLimit {
-        device: o
-            .at("device")
-            .required("the path of a block device")
-            .text(format::device)
-            .unwrap_or_default(),
+        device: o.at("device").required("the path of a block device").text(format::device).unwrap_or_default(),
         read_bps: count(&o.at("readBps")),
         write_bps: count(&o.at("writeBps")),
         read_iops: count(&o.at("readIops")),
         write_iops: count(&o.at("writeIops")),
     };
-    if ["readBps", "writeBps", "readIops", "writeIops"]
-        .iter()
-        .all(|name| !o.at(name).is_present())
-    {
+    if ["readBps", "writeBps", "readIops", "writeIops"].iter().all(|name| !o.at(name).is_present()) {
         o.fault("expected at least one of `readBps`, `writeBps`, `readIops` and `writeIops`");
     }
     limit
@@ -235,13 +191,8 @@ fn rlimit_name(name: &str) -> Result<(), String> {
     }
     let plain = name.to_ascii_lowercase();
     let plain = plain.strip_prefix("rlimit_").unwrap_or(&plain);
-    let hint =
-        fields::did_you_mean(plain, &RLIMITS).map(|near| format!("; did you mean `{near}`?"));
-    Err(format!(
-        "one of {}{}",
-        RLIMITS.join(", "),
-        hint.unwrap_or_default()
-    ))
+    let hint = fields::did_you_mean(plain, &RLIMITS).map(|near| format!("; did you mean `{near}`?"));
+    Err(format!("one of {}{}", RLIMITS.join(", "), hint.unwrap_or_default()))
 }
 
 /// `[soft, hard]`, where -1 is infinity.
@@ -252,10 +203,7 @@ fn rlimit(at: &Place) -> Option<[i64; 2]> {
     let pair = at.elements();
     let [soft, hard] = pair.as_slice() else {
         if at.is_list() {
-            at.fault(format!(
-                "found {} values, expected two: [soft, hard]",
-                pair.len()
-            ));
+            at.fault(format!("found {} values, expected two: [soft, hard]", pair.len()));
         }
         return None;
     };
@@ -263,9 +211,7 @@ fn rlimit(at: &Place) -> Option<[i64; 2]> {
     let (soft, hard) = (soft?, hard?);
     let above = hard != -1 && (soft == -1 || soft > hard);
     if above {
-        at.fault(format!(
-            "the soft limit {soft} is above the hard limit {hard}; lower it (-1 is infinity)"
-        ));
+        at.fault(format!("the soft limit {soft} is above the hard limit {hard}; lower it (-1 is infinity)"));
     }
     Some([soft, hard])
 }
@@ -275,9 +221,7 @@ fn gpu(at: &Place) -> GpuExtension {
     let place = o.at("share");
     let share = place.number(0.0..=1.0);
     if share.is_some_and(|share| share <= 0.0 || share >= 1.0) {
-        place.fault(
-            "expected a part of one GPU, above 0 and below 1; for whole GPUs use `resources.gpus`",
-        );
+        place.fault("expected a part of one GPU, above 0 and below 1; for whole GPUs use `resources.gpus`");
     }
     GpuExtension { share }
 }

@@ -83,28 +83,13 @@ tables! {
 pub(super) fn did_you_mean<'a>(written: &str, names: &[&'a str]) -> Option<&'a str> {
     /// A longer word cannot be near any name.
     const LONGEST: usize = 40;
-    let written: Vec<char> = written
-        .chars()
-        .take(LONGEST + 1)
-        .flat_map(char::to_lowercase)
-        .collect();
+    let written: Vec<char> = written.chars().take(LONGEST + 1).flat_map(char::to_lowercase).collect();
     if written.len() > LONGEST {
         return None;
     }
     names
         .iter()
-        .map(|name| {
-            (
-                distance(
-                    &written,
-                    &name
-                        .chars()
-                        .flat_map(char::to_lowercase)
-                        .collect::<Vec<_>>(),
-                ),
-                *name,
-            )
-        })
+        .map(|name| (distance(&written, &name.chars().flat_map(char::to_lowercase).collect::<Vec<_>>()), *name))
         // Up to a third of the letters may be wrong, and one in any word.
         .filter(|(distance, name)| *distance <= (name.chars().count() / 3).max(1))
         .min_by_key(|(distance, _)| *distance)
@@ -124,10 +109,8 @@ fn distance(from: &[char], to: &[char]) -> usize {
                 let mut least = (table[row - 1][column] + 1)
                     .min(table[row][column - 1] + 1)
                     .min(table[row - 1][column - 1] + replaced);
-                let swapped = row > 1
-                    && column > 1
-                    && from[row - 1] == to[column - 2]
-                    && from[row - 2] == to[column - 1];
+                let swapped =
+                    row > 1 && column > 1 && from[row - 1] == to[column - 2] && from[row - 2] == to[column - 1];
                 if swapped {
                     least = least.min(table[row - 2][column - 2] + 1);
                 }

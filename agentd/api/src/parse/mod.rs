@@ -57,9 +57,5 @@ fn pod_from(value: &Value, report: Report) -> Result<PodSpec, Vec<Violation>> {
     let spec = pod::pod(&Place::root(value, &report));
     report.begin_rules();
     rules::check(&spec, &report);
-    if report.is_empty() {
-        Ok(spec)
-    } else {
-        Err(report.into_violations())
-    }
+    if report.is_empty() { Ok(spec) } else { Err(report.into_violations()) }
 }

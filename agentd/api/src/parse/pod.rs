@@ -9,9 +9,8 @@ use super::format;
 use super::network::network;
 use super::reader::Place;
 use crate::pod::{
-    Backoff, Constraint, ConstraintOperator, DisabledWord, EnvValue, ExecutorResources,
-    KillSelection, Placement, PodSpec, Scaling, Scheduling, SecretSource, UnreachableStrategy,
-    Upgrade, Volume,
+    Backoff, Constraint, ConstraintOperator, DisabledWord, EnvValue, ExecutorResources, KillSelection, Placement,
+    PodSpec, Scaling, Scheduling, SecretSource, UnreachableStrategy, Upgrade, Volume,
 };
 
 /// Bounds that no real pod meets; beyond them a number is a slip, and sums would lose exactness.
@@ -30,27 +29,18 @@ pub(super) mod most {
 pub(super) fn pod(at: &Place) -> PodSpec {
     let o = at.object(&fields::POD);
     PodSpec {
-        id: o
-            .at("id")
-            .required("the id of the pod, such as \"/app\"")
-            .text(format::pod_id)
-            .unwrap_or_default(),
+        id: o.at("id").required("the id of the pod, such as \"/app\"").text(format::pod_id).unwrap_or_default(),
         labels: labels(&o.at("labels")),
         version: o.at("version").text(format::date_time),
         user: o.at("user").text(format::user),
         environment: environment(&o.at("environment")),
-        secrets: o
-            .at("secrets")
-            .map(format::filled, |secret| secret.optional(self::secret)),
+        secrets: o.at("secrets").map(format::filled, |secret| secret.optional(self::secret)),
         networks: o.at("networks").list(network),
         volumes: o.at("volumes").list(volume),
         scaling: scaling(&o.at("scaling")),
         scheduling: scheduling(&o.at("scheduling")),
         executor_resources: executor_resources(&o.at("executorResources")),
-        containers: o
-            .at("containers")
-            .required("a list of at least one container")
-            .list(container),
+        containers: o.at("containers").required("a list of at least one container").list(container),
         agentd: pod_extension(&o.at("agentd")),
     }
 }
@@ -66,19 +56,10 @@ pub(super) fn environment(at: &Place) -> BTreeMap<String, EnvValue> {
         value.optional(|value| {
             if value.is_object() {
                 let o = value.object(&fields::ENV_SECRET);
-                let name = o
-                    .at("secret")
-                    .required("the name of a secret of the pod")
-                    .text(format::filled);
-                EnvValue::Secret {
-                    secret: name.unwrap_or_default(),
-                }
+                let name = o.at("secret").required("the name of a secret of the pod").text(format::filled);
+                EnvValue::Secret { secret: name.unwrap_or_default() }
             } else {
-                EnvValue::Plain(
-                    value
-                        .text_or("a string (quote it) or {\"secret\": \"name\"}")
-                        .unwrap_or_default(),
-                )
+                EnvValue::Plain(value.text_or("a string (quote it) or {\"secret\": \"name\"}").unwrap_or_default())
             }
         })
     })
@@ -86,22 +67,14 @@ pub(super) fn environment(at: &Place) -> BTreeMap<String, EnvValue> {
 
 fn secret(at: &Place) -> SecretSource {
     let o = at.object(&fields::SECRET);
-    let source = o
-        .at("source")
-        .required("the name of a file in the secrets folder or of a systemd credential");
-    SecretSource {
-        source: source.text(format::relative_path).unwrap_or_default(),
-    }
+    let source = o.at("source").required("the name of a file in the secrets folder or of a systemd credential");
+    SecretSource { source: source.text(format::relative_path).unwrap_or_default() }
 }
 
 fn volume(at: &Place) -> Volume {
     let o = at.object(&fields::VOLUME);
     Volume {
-        name: o
-            .at("name")
-            .required("the name of the volume")
-            .text(format::name)
-            .unwrap_or_default(),
+        name: o.at("name").required("the name of the volume").text(format::name).unwrap_or_default(),
         host: o.at("host").text(format::absolute_path),
         agentd: volume_extension(&o.at("agentd")),
     }
@@ -111,14 +84,8 @@ fn scaling(at: &Place) -> Scaling {
     let o = at.object(&fields::SCALING);
     let default = Scaling::default();
     Scaling {
-        kind: o
-            .at("kind")
-            .word(&[("fixed", "fixed")])
-            .map_or(default.kind, str::to_owned),
-        instances: o
-            .at("instances")
-            .whole(0..=most::COUNT)
-            .map_or(default.instances, |count| count as u32),
+        kind: o.at("kind").word(&[("fixed", "fixed")]).map_or(default.kind, str::to_owned),
+        instances: o.at("instances").whole(0..=most::COUNT).map_or(default.instances, |count| count as u32),
     }
 }
 
@@ -130,10 +97,7 @@ fn scheduling(at: &Place) -> Scheduling {
         placement: placement(&o.at("placement")),
         kill_selection: o
             .at("killSelection")
-            .word(&[
-                ("YOUNGEST_FIRST", KillSelection::YoungestFirst),
-                ("OLDEST_FIRST", KillSelection::OldestFirst),
-            ])
+            .word(&[("YOUNGEST_FIRST", KillSelection::YoungestFirst), ("OLDEST_FIRST", KillSelection::OldestFirst)])
             .unwrap_or_default(),
         unreachable_strategy: o.at("unreachableStrategy").optional(unreachable_strategy),
     }
@@ -143,18 +107,9 @@ fn backoff(at: &Place) -> Backoff {
     let o = at.object(&fields::BACKOFF);
     let default = Backoff::default();
     Backoff {
-        backoff: o
-            .at("backoff")
-            .number(0.0..=most::SECONDS)
-            .unwrap_or(default.backoff),
-        backoff_factor: o
-            .at("backoffFactor")
-            .number(1.0..=1000.0)
-            .unwrap_or(default.backoff_factor),
-        max_launch_delay: o
-            .at("maxLaunchDelay")
-            .number(0.0..=most::SECONDS)
-            .unwrap_or(default.max_launch_delay),
+        backoff: o.at("backoff").number(0.0..=most::SECONDS).unwrap_or(default.backoff),
+        backoff_factor: o.at("backoffFactor").number(1.0..=1000.0).unwrap_or(default.backoff_factor),
+        max_launch_delay: o.at("maxLaunchDelay").number(0.0..=most::SECONDS).unwrap_or(default.max_launch_delay),
     }
 }
 
@@ -172,9 +127,7 @@ fn placement(at: &Place) -> Placement {
     let o = at.object(&fields::PLACEMENT);
     Placement {
         constraints: o.at("constraints").list_of(constraint),
-        accepted_resource_roles: o
-            .at("acceptedResourceRoles")
-            .set_of(|role| role.text(format::filled)),
+        accepted_resource_roles: o.at("acceptedResourceRoles").set_of(|role| role.text(format::filled)),
     }
 }
 
@@ -182,21 +135,15 @@ fn placement(at: &Place) -> Placement {
 fn constraint(at: &Place) -> Option<Constraint> {
     use ConstraintOperator as Op;
     let o = at.object(&fields::CONSTRAINT);
-    let field_name = o
-        .at("fieldName")
-        .required("the name of an attribute, or \"hostname\"")
-        .text(format::filled);
-    let operator = o
-        .at("operator")
-        .required("an operator, such as \"UNIQUE\"")
-        .word(&[
-            ("UNIQUE", Op::Unique),
-            ("CLUSTER", Op::Cluster),
-            ("GROUP_BY", Op::GroupBy),
-            ("LIKE", Op::Like),
-            ("UNLIKE", Op::Unlike),
-            ("MAX_PER", Op::MaxPer),
-        ]);
+    let field_name = o.at("fieldName").required("the name of an attribute, or \"hostname\"").text(format::filled);
+    let operator = o.at("operator").required("an operator, such as \"UNIQUE\"").word(&[
+        ("UNIQUE", Op::Unique),
+        ("CLUSTER", Op::Cluster),
+        ("GROUP_BY", Op::GroupBy),
+        ("LIKE", Op::Like),
+        ("UNLIKE", Op::Unlike),
+        ("MAX_PER", Op::MaxPer),
+    ]);
     let value = o.at("value");
     let text = value.text(format::filled);
     match (operator?, &text) {
@@ -207,9 +154,7 @@ fn constraint(at: &Place) -> Option<Constraint> {
         (Op::MaxPer, None) if !value.is_present() => {
             value.fault("missing; expected a whole number as text, such as \"2\"");
         }
-        (Op::MaxPer | Op::GroupBy, Some(text))
-            if !text.parse::<u32>().is_ok_and(|number| number > 0) =>
-        {
+        (Op::MaxPer | Op::GroupBy, Some(text)) if !text.parse::<u32>().is_ok_and(|number| number > 0) => {
             value.fault(format!(
                 "found {}, expected a whole number above 0 as text, such as \"2\"",
                 format::quoted(text)
@@ -217,11 +162,7 @@ fn constraint(at: &Place) -> Option<Constraint> {
         }
         _ => {}
     }
-    Some(Constraint {
-        field_name: field_name.unwrap_or_default(),
-        operator: operator?,
-        value: text,
-    })
+    Some(Constraint { field_name: field_name.unwrap_or_default(), operator: operator?, value: text })
 }
 
 fn unreachable_strategy(at: &Place) -> UnreachableStrategy {
@@ -243,17 +184,8 @@ fn executor_resources(at: &Place) -> ExecutorResources {
     // The defaults are the least, too.
     let least = ExecutorResources::default();
     ExecutorResources {
-        cpus: o
-            .at("cpus")
-            .number(least.cpus..=most::CPUS)
-            .unwrap_or(least.cpus),
-        mem: o
-            .at("mem")
-            .number(least.mem..=most::MIB)
-            .unwrap_or(least.mem),
-        disk: o
-            .at("disk")
-            .number(least.disk..=most::MIB)
-            .unwrap_or(least.disk),
+        cpus: o.at("cpus").number(least.cpus..=most::CPUS).unwrap_or(least.cpus),
+        mem: o.at("mem").number(least.mem..=most::MIB).unwrap_or(least.mem),
+        disk: o.at("disk").number(least.disk..=most::MIB).unwrap_or(least.disk),
     }
 }

@@ -37,20 +37,11 @@ fn found(value: &Value) -> String {
 impl<'a> Place<'a> {
     /// The document as a whole.
     pub fn root(value: &'a Value, report: &'a Report) -> Self {
-        let place = Self {
-            path: String::new(),
-            value: Some(value),
-            report,
-            void: false,
-        };
+        let place = Self { path: String::new(), value: Some(value), report, void: false };
         // `null` means absent everywhere below, but a document has to be there.
         if value.is_null() {
             report.unreadable("", "found null, expected an object: the pod".to_owned());
-            return Self {
-                value: None,
-                void: true,
-                ..place
-            };
+            return Self { value: None, void: true, ..place };
         }
         place
     }
@@ -58,12 +49,7 @@ impl<'a> Place<'a> {
     fn child(&self, path: String, value: Option<&'a Value>) -> Self {
         // `null` means absent: clients send many explicit nulls.
         let value = value.filter(|value| !value.is_null());
-        Self {
-            path,
-            value,
-            report: self.report,
-            void: self.void,
-        }
+        Self { path, value, report: self.report, void: self.void }
     }
 
     /// Notes a violation here.
@@ -72,10 +58,7 @@ impl<'a> Place<'a> {
     }
 
     fn wrong_type(&self, value: &Value, expected: &str) {
-        self.report.unreadable(
-            &self.path,
-            format!("found {}, expected {expected}", found(value)),
-        );
+        self.report.unreadable(&self.path, format!("found {}, expected {expected}", found(value)));
     }
 
     /// Notes a violation when nothing is here; `what` says what should be.
@@ -105,15 +88,9 @@ impl<'a> Place<'a> {
         match self.value? {
             Value::String(text) => {
                 if text.contains('\0') {
-                    self.fault(format!(
-                        "found {} with a NUL byte, expected text without one",
-                        format::quoted(text)
-                    ));
+                    self.fault(format!("found {} with a NUL byte, expected text without one", format::quoted(text)));
                 } else if let Err(expected) = format(text) {
-                    self.fault(format!(
-                        "found {}, expected {expected}",
-                        format::quoted(text)
-                    ));
+                    self.fault(format!("found {}, expected {expected}", format::quoted(text)));
                 }
                 Some(text.clone())
             }
@@ -129,10 +106,7 @@ impl<'a> Place<'a> {
         let text = self.text(format::any)?;
         read(&text)
             .map_err(|expected| {
-                self.fault(format!(
-                    "found {}, expected {expected}",
-                    format::quoted(&text)
-                ));
+                self.fault(format!("found {}, expected {expected}", format::quoted(&text)));
             })
             .ok()
     }
@@ -143,8 +117,7 @@ impl<'a> Place<'a> {
             let known = words.iter().find(|(word, _)| *word == text);
             known.map(|(_, value)| *value).ok_or_else(|| {
                 let names: Vec<_> = words.iter().map(|(word, _)| *word).collect();
-                let hint =
-                    did_you_mean(text, &names).map(|name| format!("; did you mean `{name}`?"));
+                let hint = did_you_mean(text, &names).map(|name| format!("; did you mean `{name}`?"));
                 format!("one of {}{}", names.join(", "), hint.unwrap_or_default())
             })
         })
@@ -190,10 +163,7 @@ impl<'a> Place<'a> {
 
     fn within<T: PartialOrd + Display>(&self, number: T, range: RangeInclusive<T>) -> Option<T> {
         if number < *range.start() {
-            self.fault(format!(
-                "found {number}, expected {} or more",
-                range.start()
-            ));
+            self.fault(format!("found {number}, expected {} or more", range.start()));
             None
         } else if number > *range.end() {
             self.above(number, range.end())
@@ -237,9 +207,7 @@ impl<'a> Place<'a> {
                 let found = items.len();
                 self.report.unreadable(
                     &self.path,
-                    format!(
-                        "found {found} elements, expected {MAX_ELEMENTS} or less; shorten the list"
-                    ),
+                    format!("found {found} elements, expected {MAX_ELEMENTS} or less; shorten the list"),
                 );
                 Vec::new()
             }
@@ -249,15 +217,9 @@ impl<'a> Place<'a> {
                 .map(|(index, item)| {
                     let place = self.child(join_index(&self.path, index), Some(item));
                     if item.is_null() {
-                        self.report.unreadable(
-                            &place.path,
-                            "found null, expected a value; remove it".to_owned(),
-                        );
+                        self.report.unreadable(&place.path, "found null, expected a value; remove it".to_owned());
                     }
-                    Self {
-                        void: place.void || item.is_null(),
-                        ..place
-                    }
+                    Self { void: place.void || item.is_null(), ..place }
                 })
                 .collect(),
             Some(value) => {
@@ -268,11 +230,7 @@ impl<'a> Place<'a> {
     }
 
     /// An object with free keys of the given format, each value read by `read`; entries of `null` are absent.
-    pub fn map<T>(
-        &self,
-        key_format: Format,
-        read: impl Fn(&Self) -> Option<T>,
-    ) -> BTreeMap<String, T> {
+    pub fn map<T>(&self, key_format: Format, read: impl Fn(&Self) -> Option<T>) -> BTreeMap<String, T> {
         let mut map = BTreeMap::new();
         let object = match self.value {
             None => return map,
@@ -287,10 +245,7 @@ impl<'a> Place<'a> {
             if key.contains('\0') {
                 place.fault("found a name with a NUL byte, expected text without one");
             } else if let Err(expected) = key_format(key) {
-                place.fault(format!(
-                    "found the name {}, expected {expected}",
-                    format::quoted(key)
-                ));
+                place.fault(format!("found the name {}, expected {expected}", format::quoted(key)));
             }
             if let Some(value) = read(&place) {
                 map.insert(key.clone(), value);
@@ -301,21 +256,11 @@ impl<'a> Place<'a> {
 
     /// An object with the given fields; each other one is noted. When nothing is here it is an object without fields.
     pub fn object(&self, fields: &'static Fields) -> Object<'a> {
-        let place = Self {
-            path: self.path.clone(),
-            ..*self
-        };
+        let place = Self { path: self.path.clone(), ..*self };
         match self.value {
-            None => Object {
-                place,
-                fields,
-                values: None,
-            },
+            None => Object { place, fields, values: None },
             Some(Value::Object(values)) => {
-                for key in values
-                    .keys()
-                    .filter(|key| !fields.names.contains(&key.as_str()))
-                {
+                for key in values.keys().filter(|key| !fields.names.contains(&key.as_str())) {
                     if self.report.is_full() {
                         self.fault("unknown field");
                         continue;
@@ -325,31 +270,14 @@ impl<'a> Place<'a> {
                         |name| format!("did you mean `{name}`?"),
                     );
                     let path = join_key(&self.path, key);
-                    self.report.fault(
-                        &path,
-                        format!(
-                            "unknown field {} of {}; {cure}",
-                            format::quoted(key),
-                            fields.object
-                        ),
-                    );
+                    self.report
+                        .fault(&path, format!("unknown field {} of {}; {cure}", format::quoted(key), fields.object));
                 }
-                Object {
-                    place,
-                    fields,
-                    values: Some(values),
-                }
+                Object { place, fields, values: Some(values) }
             }
             Some(value) => {
                 self.wrong_type(value, &format!("an object: {}", fields.object));
-                Object {
-                    place: Self {
-                        void: true,
-                        ..place
-                    },
-                    fields,
-                    values: None,
-                }
+                Object { place: Self { void: true, ..place }, fields, values: None }
             }
         }
     }
@@ -376,9 +304,7 @@ impl<'a> Place<'a> {
 
     /// Whether the value is a list without elements.
     pub fn is_empty_list(&self) -> bool {
-        self.value
-            .and_then(Value::as_array)
-            .is_some_and(Vec::is_empty)
+        self.value.and_then(Value::as_array).is_some_and(Vec::is_empty)
     }
 }
 
@@ -398,15 +324,8 @@ pub(super) struct Object<'a> {
 impl<'a> Object<'a> {
     /// The place of a field.
     pub fn at(&self, name: &'static str) -> Place<'a> {
-        debug_assert!(
-            self.fields.names.contains(&name),
-            "`{name}` is not in the table of {}",
-            self.fields.object
-        );
-        self.place.child(
-            join_key(&self.place.path, name),
-            self.values.and_then(|values| values.get(name)),
-        )
+        debug_assert!(self.fields.names.contains(&name), "`{name}` is not in the table of {}", self.fields.object);
+        self.place.child(join_key(&self.place.path, name), self.values.and_then(|values| values.get(name)))
     }
 
     /// Notes a violation of the object as a whole.

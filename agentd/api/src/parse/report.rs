@@ -46,19 +46,13 @@ impl Report {
     /// each other.
     pub fn begin_rules(&self) {
         let violations = self.violations.borrow();
-        *self.read.borrow_mut() = violations
-            .iter()
-            .map(|violation| violation.path.clone())
-            .collect();
+        *self.read.borrow_mut() = violations.iter().map(|violation| violation.path.clone()).collect();
     }
 
     /// Whether the value at `path` could not be read, or stands within one that could not: its default says nothing.
     pub fn is_unreadable(&self, path: &str) -> bool {
         let unreadable = self.unreadable.borrow();
-        let mut ends = path
-            .char_indices()
-            .filter(|(_, each)| matches!(each, '.' | '['))
-            .map(|(end, _)| end);
+        let mut ends = path.char_indices().filter(|(_, each)| matches!(each, '.' | '[')).map(|(end, _)| end);
         // A path holds those of all that it is within; the document as a whole has the empty one.
         !unreadable.is_empty()
             && (unreadable.contains("")
@@ -89,10 +83,7 @@ impl Report {
         let mut violations = self.violations.into_inner();
         let left_out = self.left_out.get();
         if left_out > 0 {
-            violations.push(Violation::new(
-                "",
-                format!("and {left_out} more; correct these first"),
-            ));
+            violations.push(Violation::new("", format!("and {left_out} more; correct these first")));
         }
         violations
     }
@@ -102,9 +93,7 @@ impl Report {
 pub(super) fn join_key(parent: &str, key: &str) -> String {
     let plain = !key.is_empty()
         && key.len() <= format::SHOWN
-        && key
-            .bytes()
-            .all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-');
+        && key.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-');
     match (plain, parent.is_empty()) {
         (true, true) => key.to_owned(),
         (true, false) => format!("{parent}.{key}"),

@@ -8,35 +8,21 @@ use crate::pod::{Container, Endpoint, HealthCheck, PodSpec, Protocol};
 pub(super) fn check(pod: &PodSpec, report: &Report) {
     let names = pod.containers.iter().enumerate();
     unique(
-        names.map(|(index, container)| {
-            (format!("containers[{index}].name"), container.name.as_str())
-        }),
+        names.map(|(index, container)| (format!("containers[{index}].name"), container.name.as_str())),
         "the containers",
         report,
     );
     for (index, container) in pod.containers.iter().enumerate() {
         let path = format!("containers[{index}]");
         if container.exec.is_none() && container.image.is_none() {
-            report.rule(
-                &format!("{path}.exec"),
-                "found neither an image nor a command; give `image` or `exec.command`",
-            );
+            report
+                .rule(&format!("{path}.exec"), "found neither an image nor a command; give `image` or `exec.command`");
         }
-        environment(
-            pod,
-            &format!("{path}.environment"),
-            &container.environment,
-            report,
-        );
+        environment(pod, &format!("{path}.environment"), &container.environment, report);
         if let Some(check) = &container.health_check {
             health_check(&format!("{path}.healthCheck"), check, report);
             if !report.is_unreadable(&format!("{path}.endpoints")) {
-                checked_endpoint(
-                    &format!("{path}.healthCheck"),
-                    check,
-                    &container.endpoints,
-                    report,
-                );
+                checked_endpoint(&format!("{path}.healthCheck"), check, &container.endpoints, report);
             }
         }
         resources(&path, container, report);
@@ -45,19 +31,10 @@ pub(super) fn check(pod: &PodSpec, report: &Report) {
 }
 
 fn health_check(path: &str, check: &HealthCheck, report: &Report) {
-    let kinds = [
-        check.http.is_some(),
-        check.tcp.is_some(),
-        check.exec.is_some(),
-    ];
+    let kinds = [check.http.is_some(), check.tcp.is_some(), check.exec.is_some()];
     let kinds = kinds.iter().filter(|present| **present).count();
     if kinds != 1 {
-        report.rule(
-            path,
-            format!(
-                "found {kinds} kinds of check, expected exactly one of `http`, `tcp` and `exec`"
-            ),
-        );
+        report.rule(path, format!("found {kinds} kinds of check, expected exactly one of `http`, `tcp` and `exec`"));
     }
     let (timeout, interval) = (check.timeout_seconds, check.interval_seconds);
     if timeout >= interval && !report.at_fault(&format!("{path}.intervalSeconds")) {
@@ -84,14 +61,14 @@ fn checked_endpoint(path: &str, check: &HealthCheck, endpoints: &[Endpoint], rep
             None => {
                 report.rule(
                     &path,
-                    format!(
-                        "no endpoint named {}; declare it in this container's `endpoints`",
-                        quoted(name)
-                    ),
+                    format!("no endpoint named {}; declare it in this container's `endpoints`", quoted(name)),
                 );
             }
             Some(endpoint) if !endpoint.protocol.contains(&Protocol::Tcp) => {
-                report.rule(&path, "the endpoint is UDP only, which this check cannot reach; add tcp, or use an exec check");
+                report.rule(
+                    &path,
+                    "the endpoint is UDP only, which this check cannot reach; add tcp, or use an exec check",
+                );
             }
             Some(_) => {}
         }
@@ -101,10 +78,7 @@ fn checked_endpoint(path: &str, check: &HealthCheck, endpoints: &[Endpoint], rep
 fn resources(path: &str, container: &Container, report: &Report) {
     let (resources, extension) = (&container.resources, &container.agentd);
     let cpus_known = !report.at_fault(&format!("{path}.resources.cpus"));
-    if extension.exclusive_cores
-        && cpus_known
-        && (resources.cpus.fract() != 0.0 || resources.cpus < 1.0)
-    {
+    if extension.exclusive_cores && cpus_known && (resources.cpus.fract() != 0.0 || resources.cpus < 1.0) {
         report.rule(
             &format!("{path}.agentd.exclusiveCores"),
             format!(
@@ -114,17 +88,11 @@ fn resources(path: &str, container: &Container, report: &Report) {
         );
     }
     if !report.at_fault(&format!("{path}.resources.mem")) {
-        for (name, amount) in [
-            ("low", extension.memory.low),
-            ("high", extension.memory.high),
-        ] {
+        for (name, amount) in [("low", extension.memory.low), ("high", extension.memory.high)] {
             if let Some(amount) = amount.filter(|amount| *amount > resources.mem) {
                 report.rule(
                     &format!("{path}.agentd.memory.{name}"),
-                    format!(
-                        "found {amount}, expected no more than resources.mem, which is {}",
-                        resources.mem
-                    ),
+                    format!("found {amount}, expected no more than resources.mem, which is {}", resources.mem),
                 );
             }
         }
@@ -133,18 +101,12 @@ fn resources(path: &str, container: &Container, report: &Report) {
         && low > high
     {
         let path = format!("{path}.agentd.memory.low");
-        report.rule(
-            &path,
-            format!("found {low}, expected no more than memory.high, which is {high}"),
-        );
+        report.rule(&path, format!("found {low}, expected no more than memory.high, which is {high}"));
     }
     if extension.gpu.share.is_some() && resources.gpus > 0 {
         report.rule(
             &format!("{path}.agentd.gpu.share"),
-            format!(
-                "resources.gpus asks for {} whole ones; ask for a share or for whole GPUs",
-                resources.gpus
-            ),
+            format!("resources.gpus asks for {} whole ones; ask for a share or for whole GPUs", resources.gpus),
         );
     }
     for (size, mib) in &extension.hugepages {
@@ -162,12 +124,7 @@ fn resources(path: &str, container: &Container, report: &Report) {
 fn devices(path: &str, container: &Container, report: &Report) {
     let limits = container.agentd.io.limits.iter().enumerate();
     unique(
-        limits.map(|(index, limit)| {
-            (
-                format!("{path}.agentd.io.limits[{index}].device"),
-                limit.device.as_str(),
-            )
-        }),
+        limits.map(|(index, limit)| (format!("{path}.agentd.io.limits[{index}].device"), limit.device.as_str())),
         "the limited devices",
         report,
     );

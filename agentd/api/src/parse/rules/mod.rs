@@ -25,18 +25,14 @@ fn pod_itself(pod: &PodSpec, report: &Report) {
     if pod.containers.is_empty() {
         report.rule("containers", "found no container, expected at least one");
     }
-    if let Some(UnreachableStrategy::After {
-        inactive_after_seconds: inactive,
-        expunge_after_seconds: expunge,
-    }) = &pod.scheduling.unreachable_strategy
+    if let Some(UnreachableStrategy::After { inactive_after_seconds: inactive, expunge_after_seconds: expunge }) =
+        &pod.scheduling.unreachable_strategy
         && inactive > expunge
         && !report.at_fault("scheduling.unreachableStrategy.expungeAfterSeconds")
     {
         report.rule(
             "scheduling.unreachableStrategy.inactiveAfterSeconds",
-            format!(
-                "found {inactive}, expected no more than expungeAfterSeconds, which is {expunge}"
-            ),
+            format!("found {inactive}, expected no more than expungeAfterSeconds, which is {expunge}"),
         );
     }
     environment(pod, "environment", &pod.environment, report);
@@ -44,20 +40,12 @@ fn pod_itself(pod: &PodSpec, report: &Report) {
         && dns.nameservers.len() > 3
     {
         let found = dns.nameservers.len();
-        report.rule(
-            "agentd.dns.nameservers",
-            format!("found {found}, expected 3 or less: resolvers use no more"),
-        );
+        report.rule("agentd.dns.nameservers", format!("found {found}, expected 3 or less: resolvers use no more"));
     }
 }
 
 /// Secrets of the environment exist.
-fn environment(
-    pod: &PodSpec,
-    path: &str,
-    environment: &BTreeMap<String, EnvValue>,
-    report: &Report,
-) {
+fn environment(pod: &PodSpec, path: &str, environment: &BTreeMap<String, EnvValue>, report: &Report) {
     for (name, value) in environment {
         if let EnvValue::Secret { secret } = value {
             let path = format!("{}.secret", join_key(path, name));
@@ -68,13 +56,7 @@ fn environment(
 
 fn secret_exists(pod: &PodSpec, path: &str, secret: &str, report: &Report) {
     if !pod.secrets.contains_key(secret) && !report.is_unreadable("secrets") {
-        report.rule(
-            path,
-            format!(
-                "no secret named {}; declare it in the pod's `secrets`",
-                quoted(secret)
-            ),
-        );
+        report.rule(path, format!("no secret named {}; declare it in the pod's `secrets`", quoted(secret)));
     }
 }
 
@@ -83,13 +65,7 @@ fn unique<'a>(entries: impl Iterator<Item = (String, &'a str)>, of: &str, report
     let mut seen = BTreeSet::new();
     for (path, name) in entries {
         if !name.is_empty() && !seen.insert(name) {
-            report.rule(
-                &path,
-                format!(
-                    "found {} again, expected each only once among {of}",
-                    quoted(name)
-                ),
-            );
+            report.rule(&path, format!("found {} again, expected each only once among {of}", quoted(name)));
         }
     }
 }

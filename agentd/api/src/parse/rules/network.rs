@@ -36,10 +36,7 @@ fn networks(pod: &PodSpec, report: &Report) {
         modes.insert(host);
         if host {
             if network.name.is_some() {
-                report.rule(
-                    &name,
-                    "the host network has no name; remove it, or use mode container",
-                );
+                report.rule(&name, "the host network has no name; remove it, or use mode container");
             }
             if !network.labels.is_empty() {
                 let labels = format!("{path}.labels");
@@ -53,23 +50,14 @@ fn networks(pod: &PodSpec, report: &Report) {
                 (false, Some(name)) => format!("the network {}", quoted(name)),
                 (false, None) => "the default network".to_owned(),
             };
-            report.rule(
-                &path,
-                format!("{what} is joined already; remove one of the two"),
-            );
+            report.rule(&path, format!("{what} is joined already; remove one of the two"));
         }
     }
     if modes.len() > 1 {
-        report.rule(
-            "networks",
-            "found host and container networks, expected one host network or only container ones",
-        );
+        report.rule("networks", "found host and container networks, expected one host network or only container ones");
     }
     if pod.agentd.isolated_network && !pod.networks.is_empty() {
-        report.rule(
-            "agentd.isolatedNetwork",
-            "an isolated pod joins no network; remove `networks` or this setting",
-        );
+        report.rule("agentd.isolatedNetwork", "an isolated pod joins no network; remove `networks` or this setting");
     }
 }
 
@@ -90,52 +78,37 @@ fn endpoints(pod: &PodSpec, report: &Report) {
     for (container, spec) in pod.containers.iter().enumerate() {
         for (index, endpoint) in spec.endpoints.iter().enumerate() {
             let path = format!("containers[{container}].endpoints[{index}]");
-            let (container_port, host_port) =
-                (format!("{path}.containerPort"), format!("{path}.hostPort"));
+            let (container_port, host_port) = (format!("{path}.containerPort"), format!("{path}.hostPort"));
             if mode_known {
                 match (ports, endpoint.container_port) {
                     (Ports::Host, Some(_)) => report.rule(
                         &container_port,
                         "not allowed in host mode; use `hostPort`, or join a container network in `networks`",
                     ),
-                    (Ports::Container | Ports::Isolated, None) => report
-                        .rule(&container_port, "missing; the pod has its own network, so say the port in the container"),
+                    (Ports::Container | Ports::Isolated, None) => report.rule(
+                        &container_port,
+                        "missing; the pod has its own network, so say the port in the container",
+                    ),
                     _ => {}
                 }
                 match (ports, endpoint.host_port) {
                     (Ports::Host, None) => {
-                        report.rule(
-                            &host_port,
-                            "missing; expected a port of the host, or 0 for a free one (host mode)",
-                        );
+                        report
+                            .rule(&host_port, "missing; expected a port of the host, or 0 for a free one (host mode)");
                     }
                     (Ports::Isolated, Some(_)) => {
-                        report.rule(
-                            &host_port,
-                            "not allowed: the pod's network is isolated from the host; remove it",
-                        );
+                        report.rule(&host_port, "not allowed: the pod's network is isolated from the host; remove it");
                     }
                     _ => {}
                 }
             }
             for (port, path, taken) in [
-                (
-                    endpoint.container_port,
-                    container_port,
-                    &mut container_ports,
-                ),
-                (
-                    endpoint.host_port.filter(|port| *port != 0),
-                    host_port,
-                    &mut host_ports,
-                ),
+                (endpoint.container_port, container_port, &mut container_ports),
+                (endpoint.host_port.filter(|port| *port != 0), host_port, &mut host_ports),
             ] {
                 let Some(port) = port else { continue };
                 match taken.get(&port) {
-                    Some(first) => report.rule(
-                        &path,
-                        format!("port {port} is taken by {first}; choose another"),
-                    ),
+                    Some(first) => report.rule(&path, format!("port {port} is taken by {first}; choose another")),
                     None => {
                         taken.insert(port, path);
                     }

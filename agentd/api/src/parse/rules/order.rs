@@ -21,29 +21,14 @@ pub(super) fn check(pod: &PodSpec, report: &Report) {
     for (index, container) in pod.containers.iter().enumerate() {
         let list = path(index);
         let names = container.agentd.start_after.iter().enumerate();
-        let names: Vec<_> = names
-            .map(|(place, name)| (join_index(&list, place), name.as_str()))
-            .collect();
-        unique(
-            names.iter().map(|(path, name)| (path.clone(), *name)),
-            "these names",
-            report,
-        );
+        let names: Vec<_> = names.map(|(place, name)| (join_index(&list, place), name.as_str())).collect();
+        unique(names.iter().map(|(path, name)| (path.clone(), *name)), "these names", report);
         for (path, name) in names.iter().filter(|(_, name)| !name.is_empty()) {
             match index_of.get(name) {
                 None if !names_known => {}
-                None => report.rule(
-                    path,
-                    format!(
-                        "no container named {}; name containers of this pod",
-                        quoted(name)
-                    ),
-                ),
+                None => report.rule(path, format!("no container named {}; name containers of this pod", quoted(name))),
                 Some(before) if *before == index => {
-                    report.rule(
-                        path,
-                        "the container cannot wait for itself; remove its own name",
-                    );
+                    report.rule(path, "the container cannot wait for itself; remove its own name");
                 }
                 Some(before) => {
                     waiting[*before].push(index);
@@ -54,9 +39,7 @@ pub(super) fn check(pod: &PodSpec, report: &Report) {
     }
     // Start whatever waits for nothing, over and over; who is left waits in a circle, or for one who does. A circle that
     // has been reported counts as started, so that the next one comes to light.
-    let mut ready: VecDeque<usize> = (0..awaited.len())
-        .filter(|index| awaited[*index] == 0)
-        .collect();
+    let mut ready: VecDeque<usize> = (0..awaited.len()).filter(|index| awaited[*index] == 0).collect();
     loop {
         while let Some(started) = ready.pop_front() {
             for next in &waiting[started] {
@@ -70,21 +53,12 @@ pub(super) fn check(pod: &PodSpec, report: &Report) {
         let Some(circle) = circle(pod, &index_of, &awaited) else {
             break;
         };
-        let names: Vec<_> = circle
-            .iter()
-            .chain(circle.first())
-            .map(|index| pod.containers[*index].name.as_str())
-            .collect();
-        let shown = if names.len() > 10 {
-            format!("{} → …", names[..10].join(" → "))
-        } else {
-            names.join(" → ")
-        };
+        let names: Vec<_> =
+            circle.iter().chain(circle.first()).map(|index| pod.containers[*index].name.as_str()).collect();
+        let shown =
+            if names.len() > 10 { format!("{} → …", names[..10].join(" → ")) } else { names.join(" → ") };
         let first = circle.iter().min().copied().unwrap_or_default();
-        report.rule(
-            &path(first),
-            format!("the containers wait for each other in a circle ({shown}); break it"),
-        );
+        report.rule(&path(first), format!("the containers wait for each other in a circle ({shown}); break it"));
         for index in circle {
             awaited[index] = 0;
             ready.push_back(index);
@@ -97,11 +71,7 @@ fn path(container: usize) -> String {
 }
 
 /// The containers of one circle, each waiting for the next, and the last for the first.
-fn circle(
-    pod: &PodSpec,
-    index_of: &BTreeMap<&str, usize>,
-    awaited: &[usize],
-) -> Option<Vec<usize>> {
+fn circle(pod: &PodSpec, index_of: &BTreeMap<&str, usize>, awaited: &[usize]) -> Option<Vec<usize>> {
     let mut current = awaited.iter().position(|count| *count > 0)?;
     let mut order: BTreeMap<usize, usize> = BTreeMap::new();
     let mut walked = Vec::new();
