@@ -203,7 +203,7 @@ fn restore_cores<'a>(node: &Node, records: impl Iterator<Item = &'a Record>) {
     }
 }
 
-fn hold_images(node: &Node, records: impl Iterator<Item = &Record>) {
+fn hold_images<'a>(node: &Node, records: impl Iterator<Item = &'a Record>) {
     for record in records.filter(|r| !r.released) {
         for container in &record.spec.containers {
             let Some(image) = container.image.clone() else { continue };
