@@ -1,7 +1,8 @@
 //! Writing and reading checkpoints: a temporary file, then rename, so that a name only ever has a whole content.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use serde::Serialize;
@@ -44,7 +45,8 @@ pub fn write_text(path: &Path, text: &str) -> Result<(), CheckpointError> {
 
 fn write_bytes(path: &Path, bytes: &[u8], durability: Durability) -> io::Result<()> {
     let temporary = path.with_extension("json.new");
-    let mut file = File::create(&temporary)?;
+    // specifications may hold what is nobody else's business
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
     file.write_all(bytes)?;
     if durability == Durability::Host {
         file.sync_all()?;

@@ -1,6 +1,6 @@
 //! The daemon from start to end: lock, wiring, recovery, API, signals.
 
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -37,7 +37,8 @@ pub fn run(config: Config) -> ExitCode {
         eprintln!("agentd: {error}");
         return ExitCode::from(FAILED);
     }
-    let lock = match std::fs::OpenOptions::new().create(true).truncate(false).write(true).open(layout.lock()) {
+    let mut options = std::fs::OpenOptions::new();
+    let lock = match options.create(true).truncate(false).write(true).mode(0o600).open(layout.lock()) {
         Ok(lock) => lock,
         Err(error) => {
             eprintln!("agentd: {}: {error}", layout.lock().display());

@@ -297,12 +297,14 @@ fn watch_oom(host: &Arc<Host>) {
     }
 }
 
-/// Below systemd's delegation the unit's own cgroup, else the instance name.
+/// The unit's cgroup, where systemd delegated it and put the daemon into `supervisor` below it (`DelegateSubgroup=`, known
+/// from systemd 254 on), else the instance name. An older systemd starts the daemon in the unit's cgroup itself, which the
+/// kernel refuses once controllers are handed down to pods there.
 fn cgroup_parent(config: &Config) -> String {
     if std::env::var_os("INVOCATION_ID").is_some() && std::env::var_os("NOTIFY_SOCKET").is_some() {
         let own = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-        let path = own.lines().find_map(|line| line.strip_prefix("0::/"));
-        if let Some(path) = path.map(|p| p.trim_end_matches("/supervisor")).filter(|p| !p.is_empty()) {
+        let path = own.lines().find_map(|line| line.strip_prefix("0::/")?.strip_suffix("/supervisor"));
+        if let Some(path) = path {
             return path.to_owned();
         }
     }

@@ -1,7 +1,7 @@
 //! Where everything lies. The whole tree:
 //!
 //! ```text
-//! <run>/                            /run/agentd; tmpfs: survives the daemon, not the host. Mode 0700
+//! <run>/                            /run/agentd; tmpfs: survives the daemon, not the host. Mode 0711, what is below 0700
 //!   lock                            flock: one daemon for each instance name
 //!   agentd.sock                     local API (configurable)
 //!   boot                            boot id of the host when the daemon last ran
@@ -115,9 +115,10 @@ impl Layout {
         self.state.join("logs")
     }
 
-    /// Makes the folders that must exist before anything else, mode 0700.
+    /// Makes the folders that must exist before anything else, mode 0700. Others may pass through the run folder, to the
+    /// API's socket, whose own mode says who may use it.
     pub fn create(&self) -> Result<(), String> {
-        use std::os::unix::fs::DirBuilderExt;
+        use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
         let folders = [
             self.run.clone(),
             self.pods(),
@@ -138,6 +139,10 @@ impl Layout {
                 )
             })?;
         }
-        Ok(())
+        let opened = std::fs::metadata(&self.run).and_then(|run| {
+            let mode = run.permissions().mode() | 0o011;
+            std::fs::set_permissions(&self.run, std::fs::Permissions::from_mode(mode))
+        });
+        opened.map_err(|error| format!("cannot let others pass through {}: {error}", self.run.display()))
     }
 }

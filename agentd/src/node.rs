@@ -131,7 +131,10 @@ impl Node {
     }
 
     fn grants(&self, spec: &PodSpec, instances: u32) -> Result<Vec<instance::Grant>, NodeError> {
-        (0..instances).map(|_| self.ledger.take(instance::needs(spec)).map_err(NodeError::Insufficient)).collect()
+        let short = |short: Shortfall| {
+            NodeError::Insufficient(short.with_executor(Resources::of_executor(&spec.executor_resources)))
+        };
+        (0..instances).map(|_| self.ledger.take(instance::needs(spec)).map_err(short)).collect()
     }
 
     /// Whether the running instances may grow to what a changed specification needs. Told beforehand, so that the answer
@@ -144,7 +147,11 @@ impl Node {
             return Err(NodeError::Conflict(format!("{running} instances of this size are more than can be counted")));
         };
         let short = shortfall(need, self.ledger.free().saturating_add(have));
-        if short.is_empty() { Ok(()) } else { Err(NodeError::Insufficient(short)) }
+        if short.is_empty() {
+            return Ok(());
+        }
+        let executor = Resources::of_executor(&new.executor_resources).checked_mul(running).unwrap_or_default();
+        Err(NodeError::Insufficient(short.with_executor(executor)))
     }
 
     /// Begins one instance for each grant.

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Notify;
+use tokio::sync::mpsc::error::TryRecvError;
 
 use crate::sandbox::{Sandbox, Sandboxes};
 
@@ -76,16 +77,25 @@ impl Pool {
             let ready = self.ready.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
             self.taken.notify_one();
             let Some(mut sandbox) = ready else { return self.sandboxes.create(self.spares).await };
-            // one whose pod-init was killed while it waited is thrown away
-            match sandbox.notices.try_recv() {
-                Err(tokio::sync::mpsc::error::TryRecvError::Empty) => return Ok(sandbox),
-                _ => {
-                    if let Err(error) = self.sandboxes.destroy(&sandbox.id).await {
-                        tracing::error!(sandbox = sandbox.id, "a dead sandbox could not be removed: {error}");
-                    }
-                }
+            if alive(&mut sandbox) {
+                return Ok(sandbox);
             }
+            self.discard(&sandbox).await;
         }
+    }
+
+    async fn discard(&self, sandbox: &Sandbox) {
+        if let Err(error) = self.sandboxes.destroy(&sandbox.id).await {
+            tracing::error!(sandbox = sandbox.id, "a dead sandbox could not be removed: {error}");
+        }
+    }
+
+    /// Takes out those whose pod-init was killed while they waited.
+    fn take_dead(&self) -> Vec<Sandbox> {
+        let mut ready = self.ready.lock().unwrap_or_else(PoisonError::into_inner);
+        let (living, dead) = ready.drain(..).map(|mut s| (alive(&mut s), s)).partition::<Vec<_>, _>(|(alive, _)| *alive);
+        ready.extend(living.into_iter().map(|(_, sandbox)| sandbox));
+        dead.into_iter().map(|(_, sandbox)| sandbox).collect()
     }
 
     /// Ids of the sandboxes that wait.
@@ -136,9 +146,17 @@ impl Pool {
     }
 }
 
+/// Whether the pod-init of a sandbox that waits has told nothing: its end would be the first that it tells.
+fn alive(sandbox: &mut Sandbox) -> bool {
+    matches!(sandbox.notices.try_recv(), Err(TryRecvError::Empty))
+}
+
 async fn refill(pool: std::sync::Weak<Pool>) {
     loop {
         let Some(strong) = pool.upgrade() else { return };
+        for dead in strong.take_dead() {
+            strong.discard(&dead).await;
+        }
         let missing = {
             let ready = strong.ready.lock().unwrap_or_else(PoisonError::into_inner);
             strong.size.saturating_sub(ready.len())

@@ -26,10 +26,33 @@ pub struct Report {
     pub adopted: usize,
     /// Of these, those whose pod-init was dead.
     pub without_init: usize,
-    /// Sandboxes and cgroups that belonged to nobody.
+    /// Sandboxes removed in which no pod had been started: ready ones of the pool, half-made ones.
+    pub unused: usize,
+    /// Other sandboxes and cgroups that belonged to nobody.
     pub swept: usize,
     /// Instances started because their pod lacked them.
     pub started: usize,
+}
+
+impl Report {
+    /// One line for people. What there was none of is left out, but for instances.
+    fn text(&self) -> String {
+        let count = |count: usize, one: &str, many: &str| format!("{count} {}", if count == 1 { one } else { many });
+        let mut text = format!("{} taken back", count(self.adopted, "instance", "instances"));
+        if self.without_init > 0 {
+            text.push_str(&format!(" ({} without a living pod-init)", self.without_init));
+        }
+        if self.unused > 0 {
+            text.push_str(&format!(", {} removed", count(self.unused, "unused sandbox", "unused sandboxes")));
+        }
+        if self.swept > 0 {
+            text.push_str(&format!(", {} removed", count(self.swept, "leftover", "leftovers")));
+        }
+        if self.started > 0 {
+            text.push_str(&format!(", {} started", count(self.started, "instance", "instances")));
+        }
+        text
+    }
 }
 
 /// Recovers. To be called once, before the API serves and before the pool fills.
@@ -39,13 +62,17 @@ pub async fn run(node: &Arc<Node>) -> Result<Report, String> {
     forget_other_boot(node)?;
     let wanted = read_wanted(node)?;
     let mut records = BTreeMap::new();
-    let mut orphans = BTreeSet::new();
+    let (mut orphans, mut unused) = (BTreeSet::new(), BTreeSet::new());
     for name in names(&host.layout.pods())? {
         match checkpoint::read::<Record>(&host.layout.checkpoint(&name)) {
             Ok(Some(record)) if wanted.contains_key(&record.spec.id) => {
                 records.insert(name, record);
             }
-            Ok(_) => {
+            Ok(None) => {
+                unused.insert(name.clone());
+                orphans.insert(name);
+            }
+            Ok(Some(_)) => {
                 orphans.insert(name);
             }
             Err(error) => {
@@ -59,6 +86,7 @@ pub async fn run(node: &Arc<Node>) -> Result<Report, String> {
     orphans.extend(sandboxes.into_iter().filter(|id| !records.contains_key(id)));
     for id in &orphans {
         match host.sandboxes.destroy(id).await {
+            Ok(()) if unused.contains(id) => report.unused += 1,
             Ok(()) => report.swept += 1,
             // one that cannot be ended now must not keep the others from being taken back
             Err(error) => {
@@ -81,7 +109,7 @@ pub async fn run(node: &Arc<Node>) -> Result<Report, String> {
         let sandbox = if record.released { None } else { host.sandboxes.adopt(&id).await };
         report.adopted += 1;
         report.without_init += usize::from(sandbox.is_none() && !record.released);
-        let amount = if record.released { Resources::ZERO } else { instance::needs(&record.spec) };
+        let amount = if record.machine.over() { Resources::ZERO } else { instance::needs(&record.spec) };
         let grant = node.ledger().adopt(amount);
         let pod = record.spec.id.clone();
         if wanted.get(&pod).is_some_and(|w| w.spec != record.spec) {
@@ -96,11 +124,7 @@ pub async fn run(node: &Arc<Node>) -> Result<Report, String> {
         report.started += settle(node, pod, wanted, differing.contains(pod)).await;
     }
     checkpoint::write_text(&host.layout.boot(), &host.facts.boot_id).map_err(|e| e.to_string())?;
-    let text = format!(
-        "{} instances taken back ({} without their pod-init), {} leftovers removed, {} instances started",
-        report.adopted, report.without_init, report.swept, report.started
-    );
-    host.events.publish("agent-recovered", Subject::default(), text);
+    host.events.publish("agent-recovered", Subject::default(), report.text());
     Ok(report)
 }
 

@@ -109,22 +109,22 @@ impl Sandboxes {
         folder(self.layout.pod(id))?;
         folder(self.layout.exits(id))?;
         failpoint::pass("sandbox.folder-made");
-        let cgroup = self.driver.create_sandbox(id).map_err(|e| e.to_string())?;
+        let mut cgroup = self.driver.create_sandbox(id).map_err(|e| e.to_string())?;
         failpoint::pass("sandbox.cgroup-made");
         let path = self.layout.init_socket(id);
         let listener = seqpacket::listen(&path).map_err(|e| format!("listen on {}: {e}", path.display()))?;
         let exits = std::fs::File::open(self.layout.exits(id)).map_err(|e| format!("exits folder: {e}"))?;
         let mut forked = self.zygote.fork(listener.as_fd(), exits.as_fd(), cgroup.init_dir.as_fd(), true).await;
         if matches!(forked, Err(LaunchError::Gone)) {
-            // a zygote that died may have forked first: two pod-inits must never listen on one socket
+            // A zygote that died may have forked first: two pod-inits must never listen on one socket. Nor may anything be
+            // cloned into a cgroup that was once killed: Linux from 6.14 kills it at its birth.
             let (driver, name) = (Arc::clone(&self.driver), id.to_owned());
-            tokio::task::spawn_blocking(move || {
-                driver.kill_sandbox(&name)?;
-                driver.wait_sandbox_empty(&name, Instant::now() + DRAIN)
+            cgroup = tokio::task::spawn_blocking(move || {
+                remove_cgroups(&driver, &name)?;
+                driver.create_sandbox(&name).map_err(|e| e.to_string())
             })
             .await
-            .map_err(|e| e.to_string())?
-            .map_err(|e| e.to_string())?;
+            .map_err(|e| e.to_string())??;
             forked = self.zygote.fork(listener.as_fd(), exits.as_fd(), cgroup.init_dir.as_fd(), true).await;
         }
         let forked = forked.map_err(|e| format!("fork a pod-init: {e}"))?;
@@ -182,17 +182,7 @@ impl Sandboxes {
 
     /// Kills every process of a sandbox, removes its cgroups and its folder, except the checkpoint when `keep`. Blocking.
     fn clear(&self, id: &str, keep: bool) -> Result<(), String> {
-        let deadline = Instant::now() + DRAIN;
-        loop {
-            // the zygote of a daemon that was killed may fork once more after the first kill
-            let this = deadline.min(Instant::now() + DRAIN_TRY);
-            self.driver.kill_sandbox(id).map_err(|e| e.to_string())?;
-            self.driver.wait_sandbox_empty(id, this).map_err(|e| e.to_string())?;
-            match self.driver.remove_sandbox(id, this) {
-                Err(_) if Instant::now() < deadline => {}
-                result => break result.map_err(|e| e.to_string())?,
-            }
-        }
+        remove_cgroups(&self.driver, id)?;
         if keep {
             remove_any(&self.layout.init_socket(id))?;
             remove_any(&self.layout.exits(id))
@@ -234,5 +224,20 @@ fn remove_any(path: &std::path::Path) -> Result<(), String> {
     match result {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(format!("{}: {e}", path.display())),
         _ => Ok(()),
+    }
+}
+
+/// Kills every process of a sandbox and removes its cgroups. Blocking.
+fn remove_cgroups(driver: &Driver, id: &str) -> Result<(), String> {
+    let deadline = Instant::now() + DRAIN;
+    loop {
+        // the zygote of a daemon that was killed may fork once more after the first kill
+        let this = deadline.min(Instant::now() + DRAIN_TRY);
+        driver.kill_sandbox(id).map_err(|e| e.to_string())?;
+        driver.wait_sandbox_empty(id, this).map_err(|e| e.to_string())?;
+        match driver.remove_sandbox(id, this) {
+            Err(_) if Instant::now() < deadline => {}
+            result => return result.map_err(|e| e.to_string()),
+        }
     }
 }

@@ -63,10 +63,10 @@ impl Drop for Secret {
 #[derive(Debug, thiserror::Error)]
 pub enum SecretError {
     /// The name cannot be that of a secret.
-    #[error("secret: found the source '{0}'; expected a plain file name of at most 255 bytes, without '/'")]
+    #[error("found '{0}'; expected a plain file name of at most 255 bytes, without '/'")]
     Name(String),
     /// There is none of that name.
-    #[error("secret '{name}': not found in {}; put it there as a file of mode 0400 owned by root", searched.join(" or "))]
+    #[error("'{name}' is not in {}; put it there as a file of mode 0400 owned by root", searched.join(" or "))]
     NotFound {
         /// Its name.
         name: String,
@@ -74,7 +74,7 @@ pub enum SecretError {
         searched: Vec<String>,
     },
     /// A file or folder is not safe to take a secret from.
-    #[error("secret: {}: {found}; {cure}", path.display())]
+    #[error("{} {found}; {cure}", path.display())]
     Unsafe {
         /// The file or folder.
         path: PathBuf,
@@ -84,7 +84,7 @@ pub enum SecretError {
         cure: String,
     },
     /// A system call failed.
-    #[error("secret: {}: {source}", path.display())]
+    #[error("{}: {source}", path.display())]
     Io {
         /// The file or folder.
         path: PathBuf,
@@ -94,7 +94,7 @@ pub enum SecretError {
     },
     /// It cannot be an environment variable.
     #[error(
-        "secret: holds {0}; expected UTF-8 text without NUL for an environment variable; mount it as a file instead"
+        "the secret holds {0}; expected UTF-8 text without NUL for an environment variable; mount it as a file instead"
     )]
     Env(&'static str),
 }

@@ -44,9 +44,13 @@ fn plausible(level: &str) -> bool {
     })
 }
 
+/// Directives that stand before those that are given, which override them.
+const QUIETENED: &str = "netlink_packet_route=error";
+
 /// Sets up the daemon's log for the process. A log that cannot be written is not an error: the daemon runs on.
 pub fn init(level: &str, format: Format) -> Result<(), SetupError> {
-    let filter = EnvFilter::try_new(level)
+    // of the attributes of newer kernels that it does not know, which nobody can do anything about
+    let filter = EnvFilter::try_new(format!("{QUIETENED},{level}"))
         .map_err(|error| SetupError::Level { found: level.to_owned(), reason: error.to_string() })?;
     let builder =
         tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).log_internal_errors(false);

@@ -226,6 +226,34 @@ fn the_rest_of_a_container_dies_with_its_first_process_whoever_is_watching() {
     before.assert_same();
 }
 
+/// Linux from 6.14 kills what is cloned into a cgroup that was once killed as a whole.
+#[test]
+fn a_container_whose_cgroup_was_killed_starts_again() {
+    privileged!();
+    let daemon = Daemon::start();
+    let client = daemon.client();
+    let before = daemon.snapshot();
+    let mark = format!("{}-again", daemon.instance());
+    let mut pod = lasting("/again", &mark, "always");
+    pod["containers"][0]["exec"]["command"]["argv"][2] = json!("trap '' TERM; while :; do sleep 0.1; done");
+    pod["containers"][0]["lifecycle"] = json!({"killGracePeriodSeconds": 0});
+    let mut other = pods::shell("/x", "exec sleep 1000000")["containers"][0].clone();
+    other["name"] = json!("other");
+    pod["containers"].as_array_mut().unwrap().push(other);
+    client.run_pod(&pod);
+    for attempt in 2..5 {
+        let old = client.container("/again", "main").pid.unwrap();
+        kill(client.container("/again", "other").pid.unwrap());
+        let now = runs_again(&client, "/again", attempt);
+        assert_eq!(now.attempt, attempt, "{now:?}");
+        assert_eq!(client.container("/again", "other").attempt, attempt);
+        assert!(marked::processes(&mark) == [now.pid.unwrap()] && now.pid != Some(old));
+        until("both run", DEADLINE, || (client.instance("/again").phase == InstancePhase::Running).then_some(()));
+    }
+    client.rm("/again");
+    before.assert_same();
+}
+
 /// Exit statuses are kept on tmpfs only until the checkpoint has them.
 #[test]
 fn a_container_that_restarts_for_ever_leaves_no_trail() {

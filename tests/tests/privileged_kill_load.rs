@@ -336,11 +336,13 @@ fn kills_at_random_moments_lose_and_double_nothing() {
     });
     println!("{kills} kills; repeat with AGENTD_SEED={seed}");
     let mut dice = Dice(seed);
-    let mut daemon = Daemon::start();
+    // room for all, so that none is refused
+    let mut daemon = Daemon::with().set("resources.cpus=64").start();
     let shared = tempfile::Builder::new().prefix("agentd-test-load-").tempdir().unwrap();
     daemon.client().run_pod(&pods::argv("/bystander", &["/bin/sh", "-c", "while :; do sleep 1; done"]));
     let bystander = daemon.client().container("/bystander", "main");
     let before = daemon.snapshot();
+    let used = daemon.client().get("/v1/node").json["used"].clone();
     let world = Arc::new(World {
         client: daemon.client(),
         instance: daemon.instance().to_owned(),
@@ -403,6 +405,7 @@ fn kills_at_random_moments_lose_and_double_nothing() {
     let faults = world.faults.lock().unwrap();
     assert!(faults.is_empty(), "{} faults with seed {seed}:\n{}", faults.len(), faults.join("\n"));
     before.assert_same();
+    assert_eq!(world.client.get("/v1/node").json["used"], used, "amounts that nobody holds");
     let after = daemon.client().container("/bystander", "main");
     assert_eq!((after.pid, after.attempt), (bystander.pid, 1), "the bystander was disturbed");
 }

@@ -56,6 +56,7 @@ struct Scene {
     daemon: Daemon,
     client: Client,
     before: Snapshot,
+    used: Value,
     shared: tempfile::TempDir,
     bystander: (u32, Option<u64>),
 }
@@ -70,7 +71,8 @@ impl Scene {
         client.run_pod(&pods::argv(BYSTANDER, &["/bin/sh", "-c", line, &mark]));
         let pid = client.container(BYSTANDER, "main").pid.unwrap();
         let before = daemon.snapshot();
-        Self { bystander: (pid, marked::started(pid)), daemon, client, before, shared }
+        let used = client.get("/v1/node").json["used"].clone();
+        Self { used, bystander: (pid, marked::started(pid)), daemon, client, before, shared }
     }
 
     /// A word for the arguments of a container of this test and no other.
@@ -117,6 +119,7 @@ impl Scene {
         self.bystander_is_untouched(point);
         println!("{point}: checked");
         self.before.assert_same();
+        assert_eq!(self.client.get("/v1/node").json["used"], self.used, "{point}: amounts that nobody holds");
     }
 
     /// Lines that a container has written to a shared file, one for each start.

@@ -131,7 +131,7 @@ fn end_pods(instance: &str) {
             return;
         }
         for path in left {
-            mounts::remove_cgroup(&path);
+            mounts::remove_empty(&path);
         }
         std::thread::sleep(STEP);
     }

@@ -57,14 +57,15 @@ impl Hierarchies {
     }
 }
 
-/// Removes a cgroup and those below it, from the leaves up. What is already gone is no error.
-pub fn remove_cgroup(path: &Path) {
+/// Removes a cgroup and those below it, from the leaves up, or folders that hold only folders. What is already gone is no
+/// error.
+pub fn remove_empty(path: &Path) {
     for entry in fs::read_dir(path).into_iter().flatten().flatten() {
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            remove_cgroup(&entry.path());
+            remove_empty(&entry.path());
         }
     }
-    // a cgroup that still has processes stays, and is found by whoever looks for what was left
+    // a cgroup with processes, or a folder with files, stays, and is found by whoever looks for what was left
     let _ = fs::remove_dir(path);
 }
 

@@ -51,7 +51,7 @@ pub struct Event {
     pub id: u64,
     /// RFC 3339.
     pub time: String,
-    /// Kind, e.g. `container-started`, `container-exited`, `pod-removed`, `image-pulled`.
+    /// Kind, e.g. `container-started`, `container-ended`, `pod-removed`, `image-pulling`.
     pub kind: String,
     /// Pod.
     #[serde(default, skip_serializing_if = "Option::is_none")]

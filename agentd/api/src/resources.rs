@@ -217,13 +217,19 @@ pub struct Short {
     pub need: u64,
     /// How much is free, which is less.
     pub free: u64,
+    /// How much of the need is `executorResources`, which a pod seldom writes down.
+    pub executor: u64,
 }
 
 impl fmt::Display for Short {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let show = |amount| self.resource.show(amount);
         let (need, free, short) = (show(self.need), show(self.free), show(self.need.saturating_sub(self.free)));
-        write!(f, "{}: {need} needed, {free} free, {short} short", self.resource)
+        write!(f, "{}: {need} needed", self.resource)?;
+        if self.executor > 0 {
+            write!(f, " ({} of it executorResources)", show(self.executor))?;
+        }
+        write!(f, ", {free} free, {short} short")
     }
 }
 
@@ -235,6 +241,17 @@ impl Shortfall {
     /// Whether nothing is short.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
+    }
+
+    /// Notes how much of each need is `executorResources`.
+    #[must_use]
+    pub fn with_executor(mut self, executor: Resources) -> Self {
+        for (resource, amount) in Resource::ALL.into_iter().zip(executor.amounts()) {
+            for short in self.0.iter_mut().filter(|short| short.resource == resource) {
+                short.executor = amount;
+            }
+        }
+        self
     }
 
     /// All in one line, for an error message.
@@ -270,5 +287,5 @@ impl fmt::Display for Shortfall {
 pub fn shortfall(need: Resources, free: Resources) -> Shortfall {
     let pairs = Resource::ALL.into_iter().zip(need.amounts().into_iter().zip(free.amounts()));
     let short = pairs.filter(|(_, (need, free))| need > free);
-    Shortfall(short.map(|(resource, (need, free))| Short { resource, need, free }).collect())
+    Shortfall(short.map(|(resource, (need, free))| Short { resource, need, free, executor: 0 }).collect())
 }

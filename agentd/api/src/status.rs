@@ -24,7 +24,7 @@ pub enum TaskState {
     TaskKilled,
     /// Could not be launched.
     TaskError,
-    /// Its fate is unknown (host or supervisor died).
+    /// Its fate is unknown: it ended, and nobody saw how.
     TaskLost,
 }
 
@@ -74,7 +74,7 @@ pub enum Reason {
     TaskGroupFailed,
     /// Ended on request.
     TaskKilledByRequest,
-    /// The host was restarted.
+    /// It ended while agentd was away, and its exit status is lost.
     AgentRestarted,
 }
 

@@ -50,9 +50,9 @@ fn what_is_short_is_told_with_amounts() {
     assert_eq!(
         short.0,
         [
-            Short { resource: Resource::Cpus, need: 4000, free: 1500 },
-            Short { resource: Resource::Mem, need: 512 * 1024 + 512, free: 100 * 1024 },
-            Short { resource: Resource::Gpus, need: 250, free: 0 },
+            Short { resource: Resource::Cpus, need: 4000, free: 1500, executor: 0 },
+            Short { resource: Resource::Mem, need: 512 * 1024 + 512, free: 100 * 1024, executor: 0 },
+            Short { resource: Resource::Gpus, need: 250, free: 0, executor: 0 },
         ]
     );
     assert_eq!(
@@ -66,6 +66,12 @@ fn what_is_short_is_told_with_amounts() {
         short.one_line(),
         "cpus: 4 needed, 1.5 free, 2.5 short; mem: 512.5 MiB needed, 100 MiB free, 412.5 MiB short; gpus: 0.25 needed, \
          0 free, 0.25 short"
+    );
+    let executor = Resources { cpus_milli: 100, mem_kib: 32 * 1024, ..Resources::ZERO };
+    assert_eq!(
+        short.with_executor(executor).one_line(),
+        "cpus: 4 needed (0.1 of it executorResources), 1.5 free, 2.5 short; mem: 512.5 MiB needed (32 MiB of it \
+         executorResources), 100 MiB free, 412.5 MiB short; gpus: 0.25 needed, 0 free, 0.25 short"
     );
     assert!(shortfall(free, free).is_empty());
 }

@@ -119,8 +119,9 @@ impl From<NodeError> for Refusal {
             NodeError::Invalid(errors) => Self::invalid_pod(errors),
             NodeError::NotFound(_) => Self::not_found(error.to_string()),
             NodeError::Conflict(detail) => Self::new(StatusCode::CONFLICT, "conflict", detail),
-            NodeError::Insufficient(ref shortfall) => {
-                Self::new(StatusCode::CONFLICT, "insufficient-resources", error.to_string()).with(short(shortfall))
+            NodeError::Insufficient(shortfall) => {
+                let detail = "not enough is free on this host";
+                Self::new(StatusCode::CONFLICT, "insufficient-resources", detail).with(short(&shortfall))
             }
             NodeError::Failed(detail) => Self::failed(detail),
         }

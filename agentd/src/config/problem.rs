@@ -27,7 +27,9 @@ impl fmt::Display for Problem {
             }
         }
         f.write_str(": ")?;
-        if !self.field.is_empty() {
+        // a flag or a variable is named after its field
+        let named = self.line.is_none() && self.file.ends_with(&self.field);
+        if !self.field.is_empty() && !named {
             write!(f, "{}: ", self.field)?;
         }
         f.write_str(&self.message)

@@ -181,15 +181,15 @@ pub(super) fn read_flags(flags: &Flags, assignments: &mut Vec<Assignment>, probl
     give("logs", "level", "--log-level", &flags.log_level);
     give("", "instance", "--instance", &flags.instance);
     for set in &flags.set {
-        let origin = Origin::Flag(format!("--set {}", set.split('=').next().unwrap_or_default()));
         let Some((field, text)) = set.split_once('=') else {
-            problems.push(origin.problem(
+            problems.push(Origin::Flag("--set".to_owned()).problem(
                 "--set",
                 format!("found {}; expected SECTION.KEY=VALUE, e.g. --set network.mtu=9000", quoted(set)),
             ));
             continue;
         };
         let field = field.trim();
+        let origin = Origin::Flag(format!("--set {field}"));
         let (table, name) = field.rsplit_once('.').unwrap_or(("", field));
         if let Some(key) = find(table, name) {
             assignments.push(Assignment { key, origin, value: assign::from_text(key, text) });

@@ -76,14 +76,16 @@ impl Client {
     fn unreachable(&self, error: &std::io::Error) -> Failure {
         let cure = match error.kind() {
             ErrorKind::NotFound => {
-                "no such socket; start the daemon (systemctl start agentd), or name its socket with --socket or AGENTD_SOCKET"
+                "no such socket; start the daemon (systemctl start agentd, or agentd run), or name its socket with --socket or AGENTD_SOCKET"
             }
-            ErrorKind::ConnectionRefused => "nobody listens there; start the daemon (systemctl start agentd)",
+            ErrorKind::ConnectionRefused => {
+                "nobody listens there; start the daemon (systemctl start agentd, or agentd run)"
+            }
             ErrorKind::PermissionDenied => {
                 "permission denied; ask as root, or as a member of the group that the socket belongs to"
             }
             ErrorKind::InvalidInput => "the path is too long for a socket; name a shorter one with --socket",
-            _ => "start the daemon (systemctl start agentd), or name its socket with --socket",
+            _ => "start the daemon (systemctl start agentd, or agentd run), or name its socket with --socket",
         };
         let socket = self.socket.display();
         Failure::new(UNREACHABLE, format!("{socket}: the daemon cannot be reached ({error}): {cure}"))

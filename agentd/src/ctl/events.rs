@@ -5,17 +5,14 @@ use hyper::Method;
 
 use super::client::{Client, read};
 use super::failure::{Failure, Result, UNREACHABLE, clean};
-use super::output::Output;
+use super::output::{self, Output};
 use super::table::Columns;
 
 /// `agentctl events`
 pub async fn events(client: &Client, output: &mut Output, follow: bool, after: Option<u64>) -> Result<()> {
     let after = after.map(|id| format!("after={id}&")).unwrap_or_default();
     if follow {
-        return tokio::select! {
-            result = follow_on(client, output, &after) => result,
-            _ = tokio::signal::ctrl_c() => Err(Failure::Enough),
-        };
+        return output::follow(follow_on(client, output, &after)).await;
     }
     let body = client.call(Method::GET, &format!("/v1/events?{after}follow=false"), None).await?;
     if output.json() {

@@ -4,8 +4,8 @@ use hyper::Method;
 
 use super::arguments::Logs;
 use super::client::Client;
-use super::failure::{Failure, Result};
-use super::output::Output;
+use super::failure::Result;
+use super::output::{self, Output};
 use super::pods::path_of;
 use crate::api::route::encode;
 
@@ -19,13 +19,7 @@ pub async fn logs(client: &Client, output: &mut Output, wanted: &Logs) -> Result
         }
         Ok(())
     };
-    if !wanted.follow {
-        return copy.await;
-    }
-    tokio::select! {
-        result = copy => result,
-        _ = tokio::signal::ctrl_c() => Err(Failure::Enough),
-    }
+    if wanted.follow { output::follow(copy).await } else { copy.await }
 }
 
 fn path(wanted: &Logs, json: bool) -> Result<String> {

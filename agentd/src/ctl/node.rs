@@ -17,7 +17,7 @@ pub async fn node(client: &Client, output: &mut Output) -> Result<()> {
     let node: NodeInfo = read(&body)?;
     let facts = [
         ("Host", node.hostname.as_str()),
-        ("Instance name", node.instance.as_str()),
+        ("Daemon name", node.instance.as_str()),
         ("agentd", node.version.as_str()),
         ("Kernel", node.kernel.as_str()),
         ("Cgroups", node.cgroups.as_str()),

@@ -1,6 +1,9 @@
 //! Standard output: a reader that goes away is no failure.
 
 use std::io::{ErrorKind, Write};
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::arguments::Form;
 use super::failure::{Failure, Result};
@@ -44,5 +47,29 @@ impl Output {
     pub fn body(&mut self, bytes: &[u8]) -> Result<()> {
         self.raw(bytes)?;
         if bytes.is_empty() || bytes.ends_with(b"\n") { Ok(()) } else { self.raw(b"\n") }
+    }
+}
+
+/// Waits until nobody reads standard output any more. A stream may have nothing to write for long, so that a write does
+/// not tell.
+async fn unread() {
+    let stdout = std::io::stdout();
+    loop {
+        let mut wanted = [PollFd::new(&stdout, PollFlags::empty())];
+        let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let gone = PollFlags::ERR | PollFlags::HUP;
+        if poll(&mut wanted, Some(&at_once)).is_ok() && wanted.iter().any(|fd| fd.revents().intersects(gone)) {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    }
+}
+
+/// Follows a stream until it ends, Ctrl-C, or nobody reads what is written.
+pub async fn follow(stream: impl Future<Output = Result<()>>) -> Result<()> {
+    tokio::select! {
+        result = stream => result,
+        _ = tokio::signal::ctrl_c() => Err(Failure::Enough),
+        () = unread() => Err(Failure::Enough),
     }
 }

@@ -4,9 +4,10 @@ use std::io::Read;
 use std::path::Path;
 
 use agentd_api::parse;
-use agentd_api::status::{ContainerStatus, InstancePhase, InstanceStatus, PodStatus};
+use agentd_api::status::{ContainerStatus, InstancePhase, InstanceStatus, PodStatus, Reason};
 use bytes::Bytes;
 use hyper::Method;
+use serde::Serialize;
 
 use super::arguments::{Until, Wait};
 use super::client::{CallError, Client, read};
@@ -100,13 +101,27 @@ fn judge(body: &[u8], waited: bool) -> Result<()> {
 
 /// Why an instance is as it is: its own message, else its first container's that has one.
 fn why(instance: &InstanceStatus) -> String {
-    let container = || {
-        instance.containers.iter().filter(|container| container.exit.is_none_or(|exit| !exit.success())).find_map(|c| {
-            let message = c.message.clone().or_else(|| c.exit.map(|exit| exit.to_string()))?;
-            Some(format!("container {}: {message}", c.name))
-        })
-    };
-    instance.message.clone().or_else(container).unwrap_or_else(|| "agentctl logs may tell why".to_owned())
+    let fallback = || fault(instance).unwrap_or_else(|| "agentctl logs may tell why".to_owned());
+    instance.message.clone().unwrap_or_else(fallback)
+}
+
+/// What the container says that ended badly; of several not one that ended because of another.
+fn fault(instance: &InstanceStatus) -> Option<String> {
+    let mut failed: Vec<&ContainerStatus> =
+        instance.containers.iter().filter(|container| container.exit.is_none_or(|exit| !exit.success())).collect();
+    failed.sort_by_key(|container| container.reason == Some(Reason::TaskGroupFailed));
+    failed.into_iter().find_map(|container| {
+        let message = container.message.clone().or_else(|| container.exit.map(|exit| exit.to_string()))?;
+        // a message that begins with a field names the container already
+        let named = message.starts_with("containers[");
+        Some(if named { message } else { format!("container {}: {message}", container.name) })
+    })
+}
+
+/// The message of an instance in a list: its own, or of one that is not well that of the container at fault.
+fn summary(instance: &InstanceStatus) -> String {
+    let unwell = matches!(instance.phase, InstancePhase::Failed | InstancePhase::Degraded | InstancePhase::Backoff);
+    instance.message.clone().or_else(|| fault(instance).filter(|_| unwell)).unwrap_or_default()
 }
 
 /// `agentctl pod ls`
@@ -131,7 +146,7 @@ pub async fn list(client: &Client, output: &mut Output) -> Result<()> {
                 format!("{running}/{}", instance.containers.len()),
                 starts.to_string(),
                 instance.addresses.join(","),
-                instance.message.clone().unwrap_or_default(),
+                summary(instance),
             ]);
         }
     }
@@ -180,7 +195,7 @@ pub async fn inspect(client: &Client, output: &mut Output, id: &str) -> Result<(
             let healthy = container.healthy.map(|healthy| if healthy { "yes" } else { "no" });
             columns.row([
                 container.name.clone(),
-                container.state.as_str().to_owned(),
+                state(container),
                 container.pid.map(|pid| pid.to_string()).unwrap_or_default(),
                 healthy.unwrap_or_default().to_owned(),
                 container.attempt.to_string(),
@@ -241,9 +256,15 @@ fn ports(container: &ContainerStatus) -> String {
     endpoints.collect::<Vec<_>>().join(",")
 }
 
-/// The word that a phase has in JSON.
-fn word(phase: InstancePhase) -> String {
-    serde_json::to_value(phase).ok().and_then(|word| word.as_str().map(str::to_owned)).unwrap_or_default()
+/// Its state, and why where there is a reason.
+fn state(container: &ContainerStatus) -> String {
+    let state = container.state.as_str();
+    container.reason.map_or_else(|| state.to_owned(), |reason| format!("{state} ({})", word(reason)))
+}
+
+/// The word that a phase or a reason has in JSON.
+fn word(value: impl Serialize) -> String {
+    serde_json::to_value(value).ok().and_then(|word| word.as_str().map(str::to_owned)).unwrap_or_default()
 }
 
 /// `agentctl pod rm`. Goes on after a failure; the first one counts.

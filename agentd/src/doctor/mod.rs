@@ -108,6 +108,9 @@ pub fn worst(checks: &[Check]) -> Status {
     checks.iter().map(|check| check.status).max().unwrap_or(Status::Ok)
 }
 
+/// Fewest columns into which the table is folded.
+const NARROWEST: u16 = 60;
+
 /// Exit code of the command: 1 if any check failed, else 0.
 pub fn exit_code(checks: &[Check]) -> u8 {
     u8::from(worst(checks) == Status::Fail)
@@ -116,10 +119,13 @@ pub fn exit_code(checks: &[Check]) -> u8 {
 /// The checks as a table for people, and a line that sums up.
 pub fn render_table(checks: &[Check], colours: bool) -> String {
     let mut table = Table::new();
-    table.load_preset(comfy_table::presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
+    table.load_preset(comfy_table::presets::NOTHING);
     if !colours {
         table.force_no_tty();
     }
+    // a terminal that does not know its width says 0, and text in a few columns is worse than long lines
+    let fits = table.width().is_some_and(|width| width >= NARROWEST);
+    table.set_content_arrangement(if fits { ContentArrangement::Dynamic } else { ContentArrangement::Disabled });
     table.set_header(["CHECK", "STATUS", "FOUND"]);
     for check in checks {
         let mut found = check.found.clone();

@@ -38,12 +38,7 @@ fn nft() -> Check {
 fn forwarding() -> Check {
     match read("/proc/sys/net/ipv4/ip_forward").as_deref() {
         Some("1") => Check::ok("network/ip_forward", "on"),
-        Some(_) => Check::warn(
-            "network/ip_forward",
-            "off",
-            "traffic of container networks beyond this host",
-            "sysctl -w net.ipv4.ip_forward=1, and the same in /etc/sysctl.d to keep it",
-        ),
+        Some(_) => Check::ok("network/ip_forward", "off; switched on with the first pod network"),
         None => Check::fail("network/ip_forward", "no IPv4", "container networks", "use a kernel with IPv4"),
     }
 }
@@ -60,12 +55,7 @@ fn ipv6() -> Check {
     if value("all/forwarding") == "1" {
         Check::ok("network/ipv6", "on, forwarding")
     } else {
-        Check::warn(
-            "network/ipv6",
-            "on, not forwarding",
-            "IPv6 traffic of container networks beyond this host",
-            "sysctl -w net.ipv6.conf.all.forwarding=1 (set accept_ra=2 first where the host's own address comes by it)",
-        )
+        Check::ok("network/ipv6", "on; forwarding is off, switched on with the first pod network")
     }
 }
 

@@ -68,19 +68,20 @@ fn name(magic: u64) -> &'static str {
     }
 }
 
-fn file_system(path: &Path) -> Result<(&'static str, u64), Errno> {
+/// Kind of a file system, and what of it is available and there in all, MiB.
+fn file_system(path: &Path) -> Result<(&'static str, u64, u64), Errno> {
     let statfs = rustix::fs::statfs(path)?;
     // The kernel's numbers have 32 bits; the type of the field differs between architectures.
     let magic = statfs.f_type as u64 & 0xFFFF_FFFF;
-    let free = (statfs.f_bavail as u64).saturating_mul(statfs.f_bsize as u64) >> 20;
-    Ok((name(magic), free))
+    let mib = |blocks: u64| blocks.saturating_mul(statfs.f_bsize as u64) >> 20;
+    Ok((name(magic), mib(statfs.f_bavail as u64), mib(statfs.f_blocks as u64)))
 }
 
 fn state(path: &Path) -> Check {
     let place = existing(path);
     match file_system(place) {
-        Ok((kind, free)) => {
-            let found = format!("{} on {kind}, {free} MiB free", path.display());
+        Ok((kind, free, total)) => {
+            let found = format!("{} on {kind}, {free} of {total} MiB free", path.display());
             match kind {
                 "nfs" | "cifs" | "fuse" | "squashfs" | "erofs" => Check::fail(
                     "storage/state",
@@ -100,6 +101,12 @@ fn state(path: &Path) -> Check {
                     "keeping images, volumes and pods over a reboot",
                     "set paths.state to a folder on a disk",
                 ),
+                _ if scarce(free, total) => Check::warn(
+                    "storage/state",
+                    found,
+                    "pulling images and what pods write, once it is full",
+                    "free some space there, or set paths.state to a folder on a larger disk",
+                ),
                 _ => Check::ok("storage/state", found),
             }
         }
@@ -107,11 +114,16 @@ fn state(path: &Path) -> Check {
     }
 }
 
+/// Whether so little is free, in MiB, that it soon runs out: less than a tenth, or than 5 GiB.
+pub(super) fn scarce(free: u64, total: u64) -> bool {
+    free < 5 << 10 || free < total / 10
+}
+
 fn run(path: &Path) -> Check {
     let place = existing(path);
     match file_system(place) {
-        Ok((kind @ ("tmpfs" | "ramfs"), _)) => Check::ok("storage/run", format!("{} on {kind}", path.display())),
-        Ok((kind, _)) => Check::warn(
+        Ok((kind @ ("tmpfs" | "ramfs"), ..)) => Check::ok("storage/run", format!("{} on {kind}", path.display())),
+        Ok((kind, ..)) => Check::warn(
             "storage/run",
             format!("{} on {kind}", path.display()),
             "starts of pods that do not wait for a disk, and a clean slate after a reboot",

@@ -59,6 +59,12 @@ fn rendering_sums_up_and_says_each_thing() {
 }
 
 #[test]
+fn a_disk_is_scarce_below_a_tenth_or_5_gib() {
+    assert!(!storage::scarce(5 << 10, 50 << 10) && storage::scarce((5 << 10) - 1, 50 << 10));
+    assert!(!storage::scarce(100 << 10, 1000 << 10) && storage::scarce((100 << 10) - 1, 1000 << 10));
+}
+
+#[test]
 fn versions_are_read_from_releases() {
     assert_eq!(process::version("6.1.0-13-amd64"), (6, 1));
     assert_eq!(process::version("6.18.44-x"), (6, 18));

@@ -5,6 +5,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use agentd_api::pod::PodSpec;
+use agentd_api::resources::Resources;
 use agentd_api::status::{ExitStatus, InstanceStatus, Reason, TaskState};
 use agentd_checks::{HealthEvent, Probe, ProbeContext, Timing};
 use agentd_isolators::ContainerContext;
@@ -557,7 +558,8 @@ impl Actor {
         }
     }
 
-    /// One step of the machine: checkpoint, publish, act. Inputs that follow from actions are handled in turn.
+    /// One step of the machine: checkpoint, publish, act. Inputs that follow from actions are handled in turn. Nothing of an
+    /// instance that is over runs any more, so whoever waits for that finds its resources free.
     pub(super) async fn input(&mut self, input: Input) {
         let mut inputs = VecDeque::from([input]);
         while let Some(input) = inputs.pop_front() {
@@ -566,6 +568,9 @@ impl Actor {
                 _ => None,
             };
             let actions = self.record.machine.step(input, now_ms());
+            if self.record.machine.over() && self.grant.resize(Resources::ZERO).is_err() {
+                tracing::error!(instance = self.record.id, "the grant could not be given back");
+            }
             self.persist();
             if let Some((slot, attempt)) = exited {
                 failpoint::pass("exit.checkpointed");
@@ -748,9 +753,6 @@ impl Actor {
             allocator.release(&id, slot as u32);
         }
         drop(allocator);
-        if self.grant.resize(agentd_api::resources::Resources::default()).is_err() {
-            tracing::error!(instance = id, "the grant could not be given back");
-        }
         self.record.released = true;
         self.persist();
     }
@@ -839,10 +841,12 @@ fn finish(
     }
     let path = cgroup.cgroup_path().trim_matches('/').to_owned();
     let victim = host.victims.lock().unwrap_or_else(PoisonError::into_inner).remove(&path);
+    let killed = kills - oom_before;
     let victim = victim.map_or_else(String::new, |v| format!("; the kernel chose {} (process {})", v.task, v.pid));
     let message = format!(
-        "out of memory: {} kills at the limit of {limit_mib} MiB, peak {:.1} MiB{victim}; raise resources.mem or use less",
-        kills - oom_before,
+        "out of memory: {killed} {} killed at the limit of {limit_mib} MiB, peak {:.1} MiB{victim}; raise resources.mem or \
+         use less",
+        if killed == 1 { "process" } else { "processes" },
         peak.unwrap_or(0) as f64 / 1_048_576.0,
     );
     (Some((Reason::ContainerLimitationMemory, message)), peak)

@@ -5,6 +5,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use agentd_api::message::Progress;
 use agentd_api::pod::PodSpec;
@@ -22,6 +23,7 @@ use super::{environment, setup};
 use crate::events::Subject;
 use crate::failpoint;
 use crate::host::Host;
+use crate::launch::LaunchError;
 use crate::launch::pod_init::PodInit;
 use crate::sandbox::Spare;
 
@@ -140,6 +142,7 @@ async fn prepare(job: &Job) -> Result<Prepared, Failure> {
         let kind = if job.spec.agentd.share_pid { SpareKind::SharedPid } else { SpareKind::Own };
         // what is left of an attempt that the daemon did not survive
         job.init.forget(job.slot as u32).await.map_err(launch_failed)?;
+        fresh_cgroup(job).await?;
         job.host.sandboxes.spare(&job.instance, &job.init, job.slot as u32, kind).await.map_err(launch_failed)?
     };
     let (host, spec, instance) = (Arc::clone(&job.host), Arc::clone(&job.spec), job.instance.clone());
@@ -179,6 +182,14 @@ async fn prepare(job: &Job) -> Result<Prepared, Failure> {
     Ok(prepared)
 }
 
+/// Removes the cgroups of the container's last attempt. They may have been killed, and what is cloned into a cgroup that
+/// was once killed is killed at its birth by Linux from 6.14; also, the counters of the new attempt begin at 0.
+async fn fresh_cgroup(job: &Job) -> Result<(), Failure> {
+    let (host, instance, slot) = (Arc::clone(&job.host), job.instance.clone(), job.slot as u32);
+    let remove = move || host.driver.remove_container(&instance, slot, Instant::now() + Duration::from_secs(5));
+    tokio::task::spawn_blocking(remove).await.map_err(launch_failed)?.map_err(launch_failed)
+}
+
 async fn fetch_artifacts(job: &Job, prepared: &Prepared) -> Result<(), Failure> {
     let container = &job.spec.containers[job.slot];
     for (index, artifact) in container.artifacts.iter().enumerate() {
@@ -214,7 +225,7 @@ async fn hand_over(job: &Job, prepared: Prepared) -> Result<Started, Failure> {
         .init
         .start(job.slot as u32, job.attempt, &plan.encode(), &fds)
         .await
-        .map_err(|e| launch_failed(format!("containers[{}]: {e}", job.slot)))?;
+        .map_err(|e| launch_failed(not_started(job, &e)))?;
     failpoint::pass("launch.started");
     drop(fds);
     let container = &job.spec.containers[job.slot];
@@ -228,6 +239,37 @@ async fn hand_over(job: &Job, prepared: Prepared) -> Result<Started, Failure> {
     plan.mounts.clear();
     keep_plan(job, &plan);
     Ok(Started { pid, cgroup, plan: Arc::new(plan), oom_before, spec: Arc::clone(&job.spec) })
+}
+
+/// Why a container's program does not run, in the pod's words where the program is at fault.
+fn not_started(job: &Job, error: &LaunchError) -> String {
+    let container = &job.spec.containers[job.slot];
+    let at = format!("containers[{}]", job.slot);
+    let program = match error {
+        LaunchError::Step { stage, errno } => stage.strip_prefix("exec ").map(|program| (program, *errno)),
+        _ => None,
+    };
+    let Some((program, errno)) = program else { return format!("{at}: {error}") };
+    let field = if container.exec.is_some() { "exec.command" } else { "image" };
+    let fault = match errno {
+        libc::ENOENT | libc::ENOTDIR if container.image.is_some() => {
+            "not found in the container, or the interpreter that it names is not; correct the name, or use an image that \
+             has it"
+        }
+        libc::ENOENT | libc::ENOTDIR => {
+            "not found in the container, or the interpreter that it names is not; correct the name, install it on the \
+             host below /usr or /bin, or name an image that has it"
+        }
+        libc::EACCES => {
+            "may not be executed by the container's user; make it executable (chmod +x), or choose another user"
+        }
+        libc::ENOEXEC => {
+            "no program that this host can execute; use one for its architecture, or begin a script with #! and its \
+             interpreter"
+        }
+        _ => return format!("{at}.{field}: {error}"),
+    };
+    format!("{at}.{field}: {program}: {fault}")
 }
 
 /// Keeps the plan, without its environment (secrets), for commands of health checks after a restart of the daemon.

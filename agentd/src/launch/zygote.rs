@@ -4,6 +4,7 @@
 //! answered in order; a lock keeps one under way at a time.
 
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 
 use agentd_launcher::message::{Reply, Request};
@@ -107,6 +108,8 @@ impl Zygote {
         // std's spawn uses vfork semantics, so the daemon's size does not matter here; the child resolves the path during
         // exec, before close-on-exec takes effect
         let child = Command::new(format!("/proc/self/fd/{}", self.binary.as_raw_fd()))
+            // pod-inits and spares are forks of it, and `ps` shows this name for all of them
+            .arg0("agentd-pod-init")
             .arg("--zygote")
             .env_clear()
             .stdin(Stdio::from(theirs))

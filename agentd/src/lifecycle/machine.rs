@@ -178,7 +178,11 @@ impl Machine {
     fn end(&mut self, slot: usize, ending: Ending, actions: &mut Vec<Action>) {
         let container = &mut self.containers[slot];
         container.state = TaskState::TaskKilling;
-        actions.push(event(Some(slot), "container-killing", ending.message.clone()));
+        let message = match ending.reason {
+            Reason::TaskKilledByRequest => "being ended on request".to_owned(),
+            _ => ending.message.clone(),
+        };
+        actions.push(event(Some(slot), "container-killing", message));
         container.ending = Some(ending);
         actions.push(self.killing(slot));
     }
@@ -313,6 +317,12 @@ fn outcome(ending: Option<Ending>, cause: Option<(Reason, String)>, exit: ExitSt
         _ if exit.success() => {
             Outcome { state: TaskState::TaskFinished, reason: None, message: None, exit: Some(exit) }
         }
+        _ if exit == ExitStatus::Unknown => Outcome {
+            state: TaskState::TaskLost,
+            reason: Some(Reason::AgentRestarted),
+            message: Some("ended while agentd was away, and nobody saw how".to_owned()),
+            exit: Some(exit),
+        },
         _ => Outcome {
             state: TaskState::TaskFailed,
             reason: Some(Reason::CommandExecutorFailed),

@@ -12,8 +12,8 @@ use crate::IsolatorError;
 
 impl Driver {
     /// Finds the host's trees and readies agentd's directories below `parent` (relative to each tree's mount): the
-    /// instance's name, or the cgroup that systemd delegated. If agentd itself sits directly in `parent`, everything
-    /// there is moved into `<parent>/supervisor` first.
+    /// instance's name, or the cgroup that systemd delegated, in whose `supervisor` agentd is then. If whoever started
+    /// agentd put it directly into `parent`, everything there is moved into `<parent>/supervisor` first.
     pub fn detect(parent: &str) -> Result<Self, IsolatorError> {
         let parent = parent.trim_matches('/');
         if parent.is_empty() || parent.split('/').any(|part| part.is_empty() || part == "." || part == "..") {

@@ -112,7 +112,7 @@ impl Network {
             (Ipv6::Subnet(net), true) => Some(net),
             (Ipv6::Subnet(net), false) => {
                 return Err(fail(format!(
-                    "IPv6 subnet {net} is configured but the host has IPv6 switched off: switch it on, or remove network.subnet_v6"
+                    "IPv6 subnet {net} is configured but the host has IPv6 switched off: switch it on, or remove network.subnet6"
                 )));
             }
             (Ipv6::Auto, true) => {

@@ -38,14 +38,20 @@ pub fn measure(daemon: &Daemon, count: usize) -> Result<Measured, String> {
             sizes.push(kib(&format!("/proc/{pid}/smaps_rollup"), "Pss")?);
         }
         let own = kib(&format!("/proc/{}/smaps_rollup", daemon.pid()), "Pss")?;
-        Ok(Measured::from([
-            (
-                format!("each of {count} pods, of the host's available memory"),
-                Samples(vec![(before - after) / count as f64]),
-            ),
+        let mut measured = Measured::from([
             ("pod-init by itself (PSS)".to_owned(), Samples(sizes)),
             (format!("the daemon with {count} pods (PSS)"), Samples(vec![own])),
-        ]))
+        ]);
+        if after < before {
+            let each = Samples(vec![(before - after) / count as f64]);
+            measured.insert(format!("each of {count} pods, of the host's available memory"), each);
+        } else {
+            println!(
+                "  available memory grew by {:.0} KiB meanwhile: others use this host, so it says nothing",
+                after - before
+            );
+        }
+        Ok(measured)
     });
     let removed = each(daemon, &ids, ours::remove);
     let measured = measured?;

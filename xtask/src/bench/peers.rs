@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::{oci, ours};
 use crate::installed;
-use crate::mounts::{hierarchies, remove_cgroup};
+use crate::mounts::{hierarchies, remove_empty};
 
 /// A private mount namespace for this process and its children, in which the cgroup2 tree of a hybrid host shows no
 /// controllers: crun and containerd refuse such hosts otherwise. The host's own mounts are left as they are.
@@ -109,13 +109,18 @@ impl Runtime {
 pub struct Containerd {
     child: Child,
     socket: PathBuf,
+    /// Whether the folder in which its shims and clients keep sockets, whatever its own roots, was there before it.
+    shared: bool,
 }
+
+const SHARED: &str = "/run/containerd";
 
 impl Containerd {
     pub fn start(scratch: &Path) -> Result<Option<Self>, String> {
         if !installed("containerd") || !installed("ctr") {
             return Ok(None);
         }
+        let shared = Path::new(SHARED).exists();
         let home = scratch.join("containerd");
         fs::create_dir_all(&home).map_err(|error| format!("{}: {error}", home.display()))?;
         let socket = home.join("c.sock");
@@ -137,7 +142,7 @@ impl Containerd {
             .stderr(log)
             .spawn()
             .map_err(|error| format!("containerd cannot be started: {error}"))?;
-        let mut started = Self { child, socket };
+        let mut started = Self { child, socket, shared };
         let end = Instant::now() + Duration::from_secs(15);
         while let Err(error) = run(started.ctr().arg("version")) {
             if Instant::now() > end || !matches!(started.child.try_wait(), Ok(None)) {
@@ -183,6 +188,9 @@ impl Drop for Containerd {
             // nothing happens when it has ended
             let _ = self.child.kill();
             let _ = self.child.wait();
+        }
+        if !self.shared {
+            remove_empty(Path::new(SHARED));
         }
     }
 }
@@ -255,7 +263,7 @@ impl Drop for Podman {
         }
         for path in &self.outside {
             if path.is_dir() {
-                remove_cgroup(path);
+                remove_empty(path);
             } else {
                 // not made after all, then
                 let _ = fs::remove_file(path);
@@ -267,6 +275,6 @@ impl Drop for Podman {
 /// Removes the cgroups of all peers.
 pub fn remove_cgroups() {
     for mount in hierarchies().all() {
-        remove_cgroup(&mount.join(cgroup_base().trim_start_matches('/')));
+        remove_empty(&mount.join(cgroup_base().trim_start_matches('/')));
     }
 }

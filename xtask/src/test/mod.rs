@@ -62,7 +62,7 @@ fn parse(arguments: &[String]) -> Result<Request, String> {
             "--" => request.filters.extend(words.by_ref().cloned()),
             name => {
                 if let Some(tier) = Tier::ALL.iter().find(|tier| tier.name() == name) {
-                    request.tiers.push(*tier)
+                    request.tiers.push(*tier);
                 } else {
                     let known: Vec<_> = Tier::ALL.iter().map(|tier| tier.name()).collect();
                     return Err(format!("test: '{name}' is no tier; expected some of {}", known.join(", ")));

@@ -14,14 +14,29 @@ pub struct Nextest {
     /// The test whose output is being read, and whether it passed.
     current: Option<(String, bool)>,
     summary: Option<Outcome>,
+    /// Whether filters were given: what they leave out is not skipped.
+    filtered: bool,
     ignored: u64,
     skipped: Vec<String>,
 }
 
 impl Nextest {
+    /// A reader of a run, with filters or of all tests.
+    pub fn new(filtered: bool) -> Self {
+        Self { filtered, ..Self::default() }
+    }
+
     /// Takes one line; returns whether it is to be shown.
     pub fn line(&mut self, line: &str) -> bool {
         if let Some((word, name)) = status(line) {
+            if word == "SKIP" {
+                self.current = None;
+                if !self.filtered {
+                    self.skipped.push(format!("{name}: it is marked #[ignore]"));
+                    self.ignored += 1;
+                }
+                return !self.filtered;
+            }
             let passed = matches!(word, "PASS" | "LEAK" | "FLAKY");
             self.current = Some((name, passed));
             return true;
@@ -29,7 +44,7 @@ impl Nextest {
         let text = line.trim_start();
         if let Some(rest) = text.strip_prefix("Summary [") {
             self.current = None;
-            self.summary = rest.split_once(']').and_then(|(_, counts)| self.count(counts));
+            self.summary = rest.split_once(']').and_then(|(_, counts)| Self::count(counts));
             return true;
         }
         let Some((name, true)) = &self.current else {
@@ -46,7 +61,7 @@ impl Nextest {
     }
 
     /// ` 10 tests run: 8 passed (1 leaky), 1 failed, 1 timed out, 2 skipped`.
-    fn count(&mut self, counts: &str) -> Option<Outcome> {
+    fn count(counts: &str) -> Option<Outcome> {
         let (_, parts) = counts.split_once("run: ")?;
         let mut outcome = Outcome::default();
         // what stands in brackets is part of what stands before
@@ -55,7 +70,8 @@ impl Nextest {
             let number: u64 = number.parse().ok()?;
             match what.trim() {
                 "passed" => outcome.passed += number,
-                "skipped" => self.ignored += number,
+                // named line by line, where they are not what a filter left out
+                "skipped" => {}
                 _ => outcome.failed += number,
             }
         }
@@ -65,11 +81,9 @@ impl Nextest {
     /// What became of the tests; `None` when the runner did not come to its end.
     pub fn outcome(self) -> Option<Outcome> {
         let mut outcome = self.summary?;
-        outcome.passed = outcome.passed.saturating_sub(self.skipped.len() as u64);
+        let said_so = self.skipped.len() as u64 - self.ignored;
+        outcome.passed = outcome.passed.saturating_sub(said_so);
         outcome.skipped = self.skipped;
-        for number in 0..self.ignored {
-            outcome.skipped.push(format!("ignored test {}: it is marked #[ignore]", number + 1));
-        }
         Some(outcome)
     }
 }
@@ -78,7 +92,7 @@ impl Nextest {
 fn status(line: &str) -> Option<(&str, String)> {
     let text = line.trim_start();
     let (word, rest) = text.split_once(" [")?;
-    let known = ["PASS", "LEAK", "FAIL", "ABORT", "SIGSEGV", "SIGKILL", "SIGABRT", "TIMEOUT", "XFAIL", "FLAKY"];
+    let known = ["PASS", "SKIP", "LEAK", "FAIL", "ABORT", "SIGSEGV", "SIGKILL", "SIGABRT", "TIMEOUT", "XFAIL", "FLAKY"];
     let word = word.split_whitespace().next()?;
     if !known.contains(&word) && !word.starts_with("SIG") {
         return None;
@@ -219,6 +233,7 @@ mod tests {
   stderr ───
     IPv6 skipped because the host has none
 
+        SKIP [         ] (───) agentd-testbox layout::tests::c
         FAIL [   0.035s] (3/3) agentd-testbox layout::tests::b
   stderr ───
     assertion failed: skipped because of nothing
@@ -239,8 +254,20 @@ mod tests {
         assert_eq!((outcome.passed, outcome.failed), (1, 1));
         assert_eq!(
             outcome.skipped,
-            ["agentd-images::overlay upper_is_seen: overlayfs needs root", "ignored test 1: it is marked #[ignore]"]
+            [
+                "agentd-images::overlay upper_is_seen: overlayfs needs root",
+                "agentd-testbox layout::tests::c: it is marked #[ignore]"
+            ]
         );
+    }
+
+    #[test]
+    fn what_a_filter_leaves_out_is_not_skipped() {
+        let mut reader = Nextest::new(true);
+        for line in NEXTEST.lines() {
+            reader.line(line);
+        }
+        assert_eq!(reader.outcome().unwrap().skipped, ["agentd-images::overlay upper_is_seen: overlayfs needs root"]);
     }
 
     #[test]

@@ -142,7 +142,7 @@ fn tests(root: &Path, selection: &[&str], filters: &[String]) -> Outcome {
     let nextest = installed("cargo-nextest");
     if nextest {
         cargo.args(["nextest", "run", "--color", "never", "--no-fail-fast", "--no-tests", "pass"]);
-        cargo.args(["--success-output", "immediate", "--failure-output", "immediate", "--status-level", "pass"]);
+        cargo.args(["--success-output", "immediate", "--failure-output", "immediate", "--status-level", "skip"]);
         cargo.args(selection).args(filters);
     } else {
         // two at a time at most: the tests of this tier start daemons and measure what they do
@@ -151,7 +151,8 @@ fn tests(root: &Path, selection: &[&str], filters: &[String]) -> Outcome {
         cargo.args(["--", "--show-output", "--test-threads", threads]).args(filters);
     }
     println!("$ {}", shown(&cargo));
-    let mut reader: Box<dyn Reader> = if nextest { Box::new(Nextest::default()) } else { Box::new(Libtest::default()) };
+    let mut reader: Box<dyn Reader> =
+        if nextest { Box::new(Nextest::new(!filters.is_empty())) } else { Box::new(Libtest::default()) };
     let succeeded = match follow(cargo, |line| reader.line(line)) {
         Ok(succeeded) => succeeded,
         Err(message) => {

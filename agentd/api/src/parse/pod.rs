@@ -68,7 +68,7 @@ pub(super) fn environment(at: &Place) -> BTreeMap<String, EnvValue> {
 fn secret(at: &Place) -> SecretSource {
     let o = at.object(&fields::SECRET);
     let source = o.at("source").required("the name of a file in the secrets folder or of a systemd credential");
-    SecretSource { source: source.text(format::relative_path).unwrap_or_default() }
+    SecretSource { source: source.text(format::file_name).unwrap_or_default() }
 }
 
 fn volume(at: &Place) -> Volume {

@@ -99,7 +99,7 @@ impl Pods for Fake {
         }
         let phase = match spec.labels.get("fake").map_or("running", String::as_str) {
             "insufficient" => {
-                let short = Short { resource: Resource::Cpus, need: 4000, free: 1500 };
+                let short = Short { resource: Resource::Cpus, need: 4000, free: 1500, executor: 0 };
                 return Err(NodeError::Insufficient(Shortfall(vec![short])));
             }
             "panic" => panic!("the label says so"),
