@@ -93,7 +93,8 @@ impl Pool {
     /// Takes out those whose pod-init was killed while they waited.
     fn take_dead(&self) -> Vec<Sandbox> {
         let mut ready = self.ready.lock().unwrap_or_else(PoisonError::into_inner);
-        let (living, dead) = ready.drain(..).map(|mut s| (alive(&mut s), s)).partition::<Vec<_>, _>(|(alive, _)| *alive);
+        let (living, dead) =
+            ready.drain(..).map(|mut s| (alive(&mut s), s)).partition::<Vec<_>, _>(|(alive, _)| *alive);
         ready.extend(living.into_iter().map(|(_, sandbox)| sandbox));
         dead.into_iter().map(|(_, sandbox)| sandbox).collect()
     }

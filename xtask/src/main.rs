@@ -71,6 +71,13 @@ fn workspace() -> PathBuf {
 fn cargo(root: &Path) -> std::process::Command {
     let mut cargo = std::process::Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.current_dir(root);
+    // `cargo run` tells this program about its own package; build scripts that watch these variables (ring's) would run
+    // again each time a build is started from here and from a shell in turn
+    for (name, _) in std::env::vars_os() {
+        if name.to_str().is_some_and(|name| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_")) {
+            cargo.env_remove(name);
+        }
+    }
     cargo
 }
 

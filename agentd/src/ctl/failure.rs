@@ -56,8 +56,8 @@ impl Failure {
 
     /// What the daemon answered.
     pub fn of(problem: &Problem) -> Self {
-        // a request with one fault says it in its detail
-        let said = |error: &Violation| problem.detail.contains(&error.to_string());
+        // most kinds of problem have it all in their detail
+        let said = |error: &Violation| problem.detail.contains(&error.message);
         let lines = problem.errors.iter().filter(|error| !said(error)).map(|error| format!("  {error}")).collect();
         Self::Told { code: code_of(problem), message: problem.detail.clone(), lines }
     }

@@ -112,7 +112,7 @@ async fn every_ending_has_its_exit_code() {
         (&["pod", "run", &finished, "--wait", "finished"], 0, ""),
         (&["pod", "run", &starting, "--timeout", "0.05"], 6, "is starting"),
         (&["pod", "wait", "/starting", "--timeout", "0.05"], 6, "not running after 0.05 s"),
-        (&["pod", "run", &big], 4, "resources.cpus: 4 needed, 1.5 free"),
+        (&["pod", "run", &big], 4, "cpus: 4 needed, 1.5 free"),
         (&["pod", "run", &panics], 1, "log"),
         (&["pod", "run", "/no/such/file"], 2, "/no/such/file"),
         (&["pod", "inspect", "/nope"], 3, "/nope"),

@@ -1,6 +1,7 @@
 //! The task of an instance.
 
 use std::collections::{HashMap, VecDeque};
+use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -12,6 +13,7 @@ use agentd_isolators::ContainerContext;
 use agentd_isolators::cgroup::ContainerCgroup;
 use agentd_launcher::message::{Ended, FIRST_EXEC_KEY, ProcessEntry};
 use agentd_launcher::plan::ContainerPlan;
+use futures_util::FutureExt;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -495,7 +497,8 @@ impl Actor {
         let _ = std::fs::remove_file(self.host.layout.exits(&self.record.id).join(name));
     }
 
-    /// A container's first process has ended: its cgroup is emptied, its log closed, its cause looked up.
+    /// A container's first process has ended: its cgroup is emptied, its log closed, its cause looked up. Pod-init keeps
+    /// the entry until the next start or its own end.
     pub(super) async fn exited(&mut self, slot: usize, attempt: u32, ended: Option<Ended>) {
         failpoint::pass("exit.noticed");
         let present = &self.record.machine.containers[slot];
@@ -507,30 +510,27 @@ impl Actor {
         let (mut cause, mut memory_peak) = (None, None);
         if let Some(live) = live {
             live.health.cancel();
-            let (host, cgroup, before) = (Arc::clone(&self.host), Arc::clone(&live.cgroup), live.oom_before);
-            let (spec, id) = (Arc::clone(&self.spec), self.record.id.clone());
-            let finished = tokio::task::spawn_blocking(move || {
-                let result = finish(&host, &cgroup, before, spec.containers[slot].resources.mem);
-                let pod_dir = host.layout.sandbox(&id);
-                host.cleanup(&ContainerContext {
-                    pod: &spec,
-                    container: &spec.containers[slot],
-                    instance: &id,
+            let finish = || {
+                let container = &self.spec.containers[slot];
+                let result = finish(&self.host, &live.cgroup, live.oom_before, container.resources.mem);
+                self.host.cleanup(&ContainerContext {
+                    pod: &self.spec,
+                    container,
+                    instance: &self.record.id,
                     slot: slot as u32,
                     attempt,
-                    cgroup: &cgroup,
-                    pod_dir: &pod_dir,
+                    cgroup: &live.cgroup,
+                    pod_dir: &self.host.layout.sandbox(&self.record.id),
                     image: None,
                     exclusive_cpus: &[],
                 });
                 result
-            });
-            let (finished, (), ()) = tokio::join!(finished, self.close_log(slot), self.forget(slot));
-            if let Ok((found, peak)) = finished {
-                (cause, memory_peak) = (found, peak);
-            }
+            };
+            // the capture's thread empties the pipes meanwhile
+            let finish = async { tokio::task::block_in_place(finish) };
+            ((), (cause, memory_peak)) = tokio::join!(self.close_log(slot), finish);
         } else {
-            tokio::join!(self.close_log(slot), self.forget(slot));
+            self.close_log(slot).await;
         }
         let exit = match ended {
             Some(Ended::Code(code)) => ExitStatus::Code(code),
@@ -680,9 +680,10 @@ impl Actor {
         self.launches.insert(slot, cancel);
         let signals = self.signals.clone();
         tokio::spawn(async move {
-            let launched = tokio::spawn(launch::run(job)).await;
-            let result = launched.unwrap_or_else(|panic| {
-                Err((Reason::ContainerLaunchFailed, format!("agentd failed inside (please report it): {panic}")))
+            let launched = AssertUnwindSafe(launch::run(job)).catch_unwind().await;
+            let result = launched.unwrap_or_else(|_panic| {
+                let message = "agentd failed inside; its log says more. Please report it";
+                Err((Reason::ContainerLaunchFailed, message.to_owned()))
             });
             // a daemon that ends has no use for the answer; the next one asks pod-init
             let _ = signals.send(Signal::Started { slot, attempt, result });

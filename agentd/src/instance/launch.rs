@@ -145,37 +145,7 @@ async fn prepare(job: &Job) -> Result<Prepared, Failure> {
         fresh_cgroup(job).await?;
         job.host.sandboxes.spare(&job.instance, &job.init, job.slot as u32, kind).await.map_err(launch_failed)?
     };
-    let (host, spec, instance) = (Arc::clone(&job.host), Arc::clone(&job.spec), job.instance.clone());
-    let (slot, attempt, cores) = (job.slot, job.attempt, job.cores.clone());
-    let prepared = tokio::task::spawn_blocking(move || {
-        let mut launch = Launch::default();
-        launch.plan.umask = 0o022;
-        launch.plan.env = variables(&host, &spec, &instance, slot).map_err(launch_failed)?;
-        launch.plan.oom_score_adj = oom_score_adj(spec.containers[slot].resources.mem, host.memory_total());
-        if setup::uses_host_network(&spec) {
-            let own = std::fs::File::open("/proc/self/ns/net")
-                .map_err(|e| launch_failed(format!("the host's network namespace: {e}")))?;
-            launch.plan.network_namespace = Some(launch.push_fd(own.into()));
-        }
-        let pod_dir = host.layout.sandbox(&instance);
-        let context = ContainerContext {
-            pod: &spec,
-            container: &spec.containers[slot],
-            instance: &instance,
-            slot: slot as u32,
-            attempt,
-            cgroup: &cgroup,
-            pod_dir: &pod_dir,
-            image: image.as_ref(),
-            exclusive_cpus: &cores,
-        };
-        let oom_before = host.memory.oom_kills(&cgroup).unwrap_or(0);
-        host.prepare(&context, &mut launch).map_err(launch_failed)?;
-        host.driver.attach_on_demand(&cgroup, pid as i32).map_err(launch_failed)?;
-        Ok::<_, Failure>(Prepared { cgroup, launch, oom_before })
-    })
-    .await
-    .map_err(launch_failed)??;
+    let prepared = tokio::task::block_in_place(|| isolate(job, image.as_ref(), cgroup, pid))?;
     failpoint::pass("launch.prepared");
     unless_cancelled(job, fetch_artifacts(job, &prepared)).await?;
     failpoint::pass("launch.artifacts-ready");
@@ -188,6 +158,36 @@ async fn fresh_cgroup(job: &Job) -> Result<(), Failure> {
     let (host, instance, slot) = (Arc::clone(&job.host), job.instance.clone(), job.slot as u32);
     let remove = move || host.driver.remove_container(&instance, slot, Instant::now() + Duration::from_secs(5));
     tokio::task::spawn_blocking(remove).await.map_err(launch_failed)?.map_err(launch_failed)
+}
+
+/// Has every isolator do its part. Blocking.
+fn isolate(job: &Job, image: Option<&ImageRoot>, cgroup: Arc<ContainerCgroup>, pid: u32) -> Result<Prepared, Failure> {
+    let (host, spec, slot) = (&job.host, &job.spec, job.slot);
+    let mut launch = Launch::default();
+    launch.plan.umask = 0o022;
+    launch.plan.env = variables(host, spec, &job.instance, slot).map_err(launch_failed)?;
+    launch.plan.oom_score_adj = oom_score_adj(spec.containers[slot].resources.mem, host.memory_total());
+    if setup::uses_host_network(spec) {
+        let own = std::fs::File::open("/proc/self/ns/net")
+            .map_err(|e| launch_failed(format!("the host's network namespace: {e}")))?;
+        launch.plan.network_namespace = Some(launch.push_fd(own.into()));
+    }
+    let pod_dir = host.layout.sandbox(&job.instance);
+    let context = ContainerContext {
+        pod: spec,
+        container: &spec.containers[slot],
+        instance: &job.instance,
+        slot: slot as u32,
+        attempt: job.attempt,
+        cgroup: &cgroup,
+        pod_dir: &pod_dir,
+        image,
+        exclusive_cpus: &job.cores,
+    };
+    let oom_before = host.memory.oom_kills(&cgroup).unwrap_or(0);
+    host.prepare(&context, &mut launch).map_err(launch_failed)?;
+    host.driver.attach_on_demand(&cgroup, pid as i32).map_err(launch_failed)?;
+    Ok(Prepared { cgroup, launch, oom_before })
 }
 
 async fn fetch_artifacts(job: &Job, prepared: &Prepared) -> Result<(), Failure> {

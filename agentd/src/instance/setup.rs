@@ -34,35 +34,32 @@ pub fn hostname(host: &Host, pod: &PodSpec, instance: &str) -> String {
 /// Readies a sandbox for a pod: folder and disk limit, host name, networks, held volumes. May be repeated.
 pub async fn run(host: &Arc<Host>, pod: &PodSpec, sandbox: &Sandbox) -> Result<(), String> {
     let name = hostname(host, pod, &sandbox.id);
-    let renamed = sandbox.init.hostname(&name);
+    let id = sandbox.id.as_str();
+    sandbox.init.hostname(&name).await.map_err(|e| e.to_string())?;
     let namespace = sandbox.network_namespace().map_err(|e| format!("the pod's network namespace: {e}"))?;
-    let (shared, spec, id, name) = (Arc::clone(host), pod.clone(), sandbox.id.clone(), name.clone());
-    let held = tokio::task::spawn_blocking(move || {
+    let held = tokio::task::block_in_place(|| {
         use std::os::unix::fs::DirBuilderExt;
-        let dir = shared.layout.sandbox(&id);
+        let dir = host.layout.sandbox(id);
         std::fs::DirBuilder::new()
             .recursive(true)
             .mode(0o711)
             .create(&dir)
             .map_err(|e| format!("cannot make {}: {e}", dir.display()))?;
-        shared.disk.prepare_pod(&id, &spec, &dir).map_err(|e| e.to_string())?;
+        host.disk.prepare_pod(id, pod, &dir).map_err(|e| e.to_string())?;
         failpoint::pass("setup.disk-ready");
         let request = AttachRequest {
-            instance: &id,
-            pod: &spec,
+            instance: id,
+            pod,
             hostname: &name,
-            netns: (!uses_host_network(&spec)).then_some(namespace.as_fd()),
+            netns: (!uses_host_network(pod)).then_some(namespace.as_fd()),
             pod_dir: &dir,
         };
-        shared.network.attach(&request).map_err(|e| e.to_string())?;
+        host.network.attach(&request).map_err(|e| e.to_string())?;
         failpoint::pass("setup.network-attached");
-        let secrets = shared.secret_volumes(&spec)?;
-        shared.volumes.pod_mounts(&spec, &secrets).map_err(|e| e.to_string())
+        let secrets = host.secret_volumes(pod)?;
+        host.volumes.pod_mounts(pod, &secrets).map_err(|e| e.to_string())
     });
-    let (renamed, held) = tokio::join!(renamed, held);
-    renamed.map_err(|e| e.to_string())?;
-    let held = held.map_err(|e| e.to_string())??;
-    for (name, mount) in held {
+    for (name, mount) in held? {
         sandbox.init.hold(&name, mount.as_fd()).await.map_err(|e| format!("volume {name}: {e}"))?;
     }
     failpoint::pass("setup.done");
@@ -83,20 +80,17 @@ pub async fn detach(host: &Arc<Host>, id: &str, sandbox: Option<&Sandbox>) -> Re
 /// Gives back everything of an instance but its checkpoint and logs. May be repeated.
 pub async fn release(host: &Arc<Host>, id: &str, sandbox: Option<Sandbox>) -> Result<(), String> {
     failpoint::pass("release.begun");
-    let (shared, name) = (Arc::clone(host), id.to_owned());
-    tokio::task::spawn_blocking(move || {
-        let namespace = sandbox.as_ref().and_then(|s| s.network_namespace().ok());
-        shared.network.detach(&name, namespace.as_ref().map(AsFd::as_fd)).map_err(|e| e.to_string())?;
+    let namespace = sandbox.as_ref().and_then(|s| s.network_namespace().ok());
+    tokio::task::block_in_place(|| {
+        host.network.detach(id, namespace.as_ref().map(AsFd::as_fd)).map_err(|e| e.to_string())?;
         drop((namespace, sandbox));
         failpoint::pass("release.network-detached");
-        shared.sandboxes.release(&name)?;
+        host.sandboxes.release(id)?;
         failpoint::pass("release.sandbox-destroyed");
-        let dir = shared.layout.sandbox(&name);
-        shared.disk.cleanup_pod(&name, &dir).map_err(|e| e.to_string())?;
+        let dir = host.layout.sandbox(id);
+        host.disk.cleanup_pod(id, &dir).map_err(|e| e.to_string())?;
         agentd_isolators::disk::remove_tree(&dir).map_err(|e| format!("cannot remove {}: {e}", dir.display()))
-    })
-    .await
-    .map_err(|e| e.to_string())??;
+    })?;
     host.images.release(id);
     host.network_left.notify_one();
     failpoint::pass("release.done");
