@@ -45,7 +45,7 @@ pub fn run(config: Config) -> ExitCode {
             return ExitCode::from(FAILED);
         }
     };
-    if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
+    if !locked(&lock) {
         eprintln!(
             "agentd: another agentd runs with the instance name {} ({} is locked); stop it or choose another --instance",
             config.instance,
@@ -71,6 +71,23 @@ pub fn run(config: Config) -> ExitCode {
             tracing::error!("{error}");
             ExitCode::from(FAILED)
         }
+    }
+}
+
+/// How long the lock may take. A program that a killed daemon was just starting holds it until it is exec'd.
+const LOCK_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Takes the lock of the instance name.
+fn locked(lock: &std::fs::File) -> bool {
+    let deadline = Instant::now() + LOCK_PATIENCE;
+    loop {
+        if flock(lock, FlockOperation::NonBlockingLockExclusive).is_ok() {
+            return true;
+        }
+        if Instant::now() >= deadline {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(20));
     }
 }
 
@@ -181,7 +198,7 @@ async fn tidy_network(host: Arc<Host>) {
         tokio::time::sleep(NETWORK_LINGERS).await;
         let shared = Arc::clone(&host);
         if let Ok(Err(error)) = tokio::task::spawn_blocking(move || shared.network.shutdown()).await {
-            tracing::warn!("{error}; tried again when the next pod leaves")
+            tracing::warn!("{error}; tried again when the next pod leaves");
         }
     }
 }

@@ -8,6 +8,7 @@
 //!    undo, instances too many) goes on beside the API. Persistent pods of an earlier boot start anew.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -40,16 +41,16 @@ impl Report {
         let count = |count: usize, one: &str, many: &str| format!("{count} {}", if count == 1 { one } else { many });
         let mut text = format!("{} taken back", count(self.adopted, "instance", "instances"));
         if self.without_init > 0 {
-            text.push_str(&format!(" ({} without a living pod-init)", self.without_init));
+            let _ = write!(text, " ({} without a living pod-init)", self.without_init);
         }
         if self.unused > 0 {
-            text.push_str(&format!(", {} removed", count(self.unused, "unused sandbox", "unused sandboxes")));
+            let _ = write!(text, ", {} removed", count(self.unused, "unused sandbox", "unused sandboxes"));
         }
         if self.swept > 0 {
-            text.push_str(&format!(", {} removed", count(self.swept, "leftover", "leftovers")));
+            let _ = write!(text, ", {} removed", count(self.swept, "leftover", "leftovers"));
         }
         if self.started > 0 {
-            text.push_str(&format!(", {} started", count(self.started, "instance", "instances")));
+            let _ = write!(text, ", {} started", count(self.started, "instance", "instances"));
         }
         text
     }
@@ -90,7 +91,7 @@ pub async fn run(node: &Arc<Node>) -> Result<Report, String> {
             Ok(()) => report.swept += 1,
             // one that cannot be ended now must not keep the others from being taken back
             Err(error) => {
-                tracing::error!(sandbox = id, "a leftover cannot be removed, tried again at the next start: {error}")
+                tracing::error!(sandbox = id, "a leftover cannot be removed, tried again at the next start: {error}");
             }
         }
     }

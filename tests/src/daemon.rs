@@ -270,6 +270,8 @@ impl Daemon {
 
     #[track_caller]
     fn launch(&mut self) {
+        // a program that the last daemon was just starting when it was killed may still hold its socket and take connections
+        let _ = fs::remove_file(self.socket());
         let log =
             File::options().create(true).append(true).open(self.dir.join("daemon.log")).expect("a log can be made");
         let mut command = match self.options.wrapper.split_first() {

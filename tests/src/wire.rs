@@ -4,7 +4,7 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::Value;
 
@@ -44,13 +44,10 @@ fn send(socket: &Path, bytes: &[u8], close: bool) -> io::Result<Response> {
 
 /// A request with these header lines and this body, as bytes for [`exchange`].
 pub fn request(method: &str, path: &str, headers: &[&str], body: &str) -> Vec<u8> {
-    let mut text = format!("{method} {path} HTTP/1.1\r\nhost: agentd\r\nconnection: close\r\n");
-    for line in headers {
-        text.push_str(line);
-        text.push_str("\r\n");
-    }
-    text.push_str(&format!("content-length: {}\r\n\r\n{body}", body.len()));
-    text.into_bytes()
+    let headers: String = headers.iter().flat_map(|line| [line, "\r\n"]).collect();
+    let length = body.len();
+    let head = format!("{method} {path} HTTP/1.1\r\nhost: agentd\r\nconnection: close\r\n{headers}");
+    format!("{head}content-length: {length}\r\n\r\n{body}").into_bytes()
 }
 
 fn head(reader: &mut impl BufRead) -> io::Result<(u16, Option<u64>)> {
@@ -93,29 +90,23 @@ impl Stream {
         let mut reader = BufReader::new(stream);
         let (status, _) = head(&mut reader).expect("the daemon answers");
         let mut stream = Self { reader, line: Vec::new() };
-        if !(200..300).contains(&status) {
-            panic!("{method} {path} was answered {status}: {}", stream.rest().join("\n"));
+        if (200..300).contains(&status) {
+            return stream;
         }
-        stream
+        panic!("{method} {path} was answered {status}: {}", stream.rest().join("\n"));
     }
 
     /// The next line; none when the answer has ended, or nothing comes within the limit.
     pub fn line(&mut self, limit: Duration) -> Option<String> {
-        let deadline = Instant::now() + limit;
-        loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return None;
-            }
-            let _ = self.reader.get_ref().set_read_timeout(Some(left));
-            match self.reader.read_until(b'\n', &mut self.line) {
-                Ok(0) if self.line.is_empty() => return None,
-                // what was read of a line before a time-out stays for the next call
-                Err(_) => return None,
-                Ok(_) => {
-                    let line = std::mem::take(&mut self.line);
-                    return Some(String::from_utf8_lossy(&line).trim_end_matches(['\r', '\n']).to_owned());
-                }
+        // 0 would mean no limit
+        let _ = self.reader.get_ref().set_read_timeout(Some(limit.max(Duration::from_millis(1))));
+        match self.reader.read_until(b'\n', &mut self.line) {
+            Ok(0) if self.line.is_empty() => None,
+            // what was read of a line before a time-out stays for the next call
+            Err(_) => None,
+            Ok(_) => {
+                let line = std::mem::take(&mut self.line);
+                Some(String::from_utf8_lossy(&line).trim_end_matches(['\r', '\n']).to_owned())
             }
         }
     }
@@ -123,19 +114,5 @@ impl Stream {
     /// All lines until the answer ends.
     pub fn rest(&mut self) -> Vec<String> {
         std::iter::from_fn(|| self.line(PATIENCE)).collect()
-    }
-
-    /// Reads lines until one is wanted. Panics with what came instead when it does not come.
-    #[track_caller]
-    pub fn wait_for(&mut self, what: &str, limit: Duration, mut wanted: impl FnMut(&str) -> bool) -> String {
-        let deadline = Instant::now() + limit;
-        let mut seen = Vec::new();
-        while let Some(line) = self.line(deadline.saturating_duration_since(Instant::now())) {
-            if wanted(&line) {
-                return line;
-            }
-            seen.push(line);
-        }
-        panic!("{what} did not come within {limit:?}; what came:\n{}", seen.join("\n"));
     }
 }

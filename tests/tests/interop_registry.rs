@@ -141,7 +141,7 @@ fn a_pod_runs_an_image_of_the_registry() {
     assert_eq!(log, "plain\n", "{status:?}");
     let events = scene.client.get("/v1/events").text;
     assert!(events.contains("image-pulling") && events.contains(&reference), "{events}");
-    assert_eq!(scene.daemon_images(), [reference.clone()]);
+    assert_eq!(scene.daemon_images(), std::slice::from_ref(&reference));
     for (reference, says) in [(&docker, "docker\n"), (&zstd, "zstd\n")] {
         scene.sound(reference, says);
     }
@@ -320,6 +320,28 @@ fn credentials_come_from_the_auth_file() {
     scene.sound(&reference, "v1\n");
     let log = scene.daemon.log();
     assert!(!log.contains(LOGIN_BASE64) && !log.contains("user:secret"), "the log has the password");
+}
+
+#[test]
+fn a_mirror_is_asked_first_and_passed_over_when_it_fails() {
+    privileged!();
+    if let Some(why) = Registry::missing() {
+        skip!("{why}");
+    }
+    let (registry, mirror) = (Registry::start(), Registry::start());
+    let config = format!("[[images.registry]]\nhost = \"{}\"\nmirrors = [\"{}\"]\n", registry.host(), mirror.host());
+    let scene = Scene::new(registry, Daemon::with().config(&config));
+    let reference = scene.push("app", "v1", 1 << 20, &[]);
+    mirror.push(&format!("oci:{}:v1", scene.folder.path().join("layout").display()), "app:v1", &[]);
+    let layer = mirror.largest_layer("app", "v1");
+    let fetched = |registry: &Registry| registry.requests(&format!("GET /v2/app/blobs/{layer}")).len();
+    scene.sound(&reference, "v1\n");
+    let before = fetched(&scene.registry);
+    assert!(fetched(&mirror) > 0 && before == 0, "the mirror was not asked first");
+    // what the mirror sends is damaged: the registry itself serves
+    scene.remove(&reference);
+    mirror.with_blob(&layer, |bytes| bytes.reverse(), || scene.sound(&reference, "v1\n"));
+    assert!(fetched(&scene.registry) > before);
 }
 
 #[test]

@@ -174,7 +174,7 @@ fn what_the_host_cannot_honour_is_refused_by_name() {
         ),
         (
             with(&|pod| {
-                pod["containers"][0]["agentd"] = json!({"io": {"limits": [{"device": "/dev/none", "readBps": 1}]}})
+                pod["containers"][0]["agentd"] = json!({"io": {"limits": [{"device": "/dev/none", "readBps": 1}]}});
             }),
             "containers[0].agentd.io.limits[0].device",
             "/dev/none",

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use agentd_api::status::{ContainerStatus, Reason};
+use agentd_api::status::{ContainerStatus, ExitStatus, Reason};
 use agentd_tests::Snapshot;
 use agentd_tests::arena::Arena;
 use agentd_tests::images::{self, Config, Content, Entry};
@@ -168,7 +168,7 @@ fn links_at_proc_sys_and_dev_are_not_followed() {
         for to in ["/elsewhere", "/tmp", "../../../../tmp", "/mnt/mesos/sandbox"] {
             let entries = vec![Entry::folder("elsewhere/"), Entry::link(name, to)];
             let (container, log) = run(&arena, entries, &["testbox", "mounts"]);
-            if container.exit.is_some_and(|exit| exit.success()) {
+            if container.exit.is_some_and(ExitStatus::success) {
                 // started: then what is mounted there is mounted there, and nowhere else
                 for point in ["/proc", "/sys", "/dev", "/dev/shm", "/dev/pts"] {
                     let there = log.lines().any(|line| line.split(' ').nth(4) == Some(point));
@@ -212,7 +212,7 @@ fn a_dev_of_the_image_does_not_show_through() {
         vec![Entry::folder("dev/"), Entry::file("dev/null", "not the null device"), Entry::file("dev/extra", "x")];
     let (container, log) = run(&arena, entries.clone(), &["cat", "/dev/null"]);
     assert_eq!(log, "", "{container:?}");
-    assert!(container.exit.is_some_and(|exit| exit.success()), "{container:?}");
+    assert!(container.exit.is_some_and(ExitStatus::success), "{container:?}");
     let (_, log) = run(&arena, entries, &["ls", "/dev"]);
     assert!(!log.contains("extra") && log.contains("null"), "{log}");
 }

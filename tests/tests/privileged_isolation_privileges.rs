@@ -2,8 +2,10 @@
 //! descriptors, and the launcher itself.
 
 use std::fs;
+use std::os::fd::AsRawFd;
 use std::time::Duration;
 
+use agentd_api::status::ExitStatus;
 use agentd_tests::arena::{Arena, field, tools};
 use agentd_tests::images::{self, Config, Content, Entry};
 use agentd_tests::{pods, privileged, until};
@@ -188,7 +190,7 @@ fn a_check_that_floods_its_output_fills_neither_memory_nor_log() {
     let pod = checked("/flood", &["/opt/testbox", "sleep", "5"], &flood);
     let (status, own) = arena.attack_with(pod);
     assert!(
-        status.instances[0].containers[0].exit.is_some_and(|exit| exit.success()) && own.is_empty(),
+        status.instances[0].containers[0].exit.is_some_and(ExitStatus::success) && own.is_empty(),
         "{own} {status:?}"
     );
     let (memory_after, log_after) = (resident(arena.daemon.pid()), arena.daemon.log().len());
@@ -207,14 +209,13 @@ fn the_launcher_cannot_be_overwritten_through_proc_self_exe() {
     assert!(log.contains("overwrite E") || log.contains("caught nothing"), "{log}");
     // the same from an image's own command
     let (status, log) = arena.attack_with(tools(pods::argv("/self", &["/proc/self/exe", "--help"])));
-    assert!(!status.instances[0].containers[0].exit.is_some_and(|exit| exit.success()), "{status:?} {log}");
+    assert!(!status.instances[0].containers[0].exit.is_some_and(ExitStatus::success), "{status:?} {log}");
 }
 
 #[test]
 fn the_launcher_runs_from_a_sealed_memory_file() {
-    privileged!();
-    use std::os::fd::AsRawFd;
     const SEALS: i32 = libc::F_SEAL_WRITE | libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL;
+    privileged!();
     let arena = Arena::new();
     let init = arena.client.instance("/neighbour").init_pid.expect("a pod has a pod-init");
     let exe = format!("/proc/{init}/exe");

@@ -132,7 +132,7 @@ fn a_fork_bomb_that_never_waits_ends_with_its_pod() {
     privileged!();
     let arena = Arena::new();
     let before = arena.daemon.snapshot();
-    let bomb = r#"bomb() { bomb | bomb & }; bomb 2>/dev/null; while :; do sleep 1; done"#;
+    let bomb = "bomb() { bomb | bomb & }; bomb 2>/dev/null; while :; do sleep 1; done";
     let pod = pods::with_container(pods::shell("/bomb", bomb), |container| {
         container["agentd"] = json!({"pids": 100});
         container["lifecycle"] = json!({"killGracePeriodSeconds": 0.1});

@@ -2,7 +2,7 @@
 //! come and go, writes where reading was meant.
 
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -158,7 +158,6 @@ fn a_shared_volume_does_not_bend_the_mounts_of_a_sibling() {
 #[test]
 fn secrets_are_seen_by_the_container_that_mounts_them_alone() {
     privileged!();
-    use std::os::unix::fs::PermissionsExt;
     let daemon = Daemon::start();
     let folder = daemon.dir().join("secrets");
     fs::create_dir_all(&folder).expect("a folder can be made");

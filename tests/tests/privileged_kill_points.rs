@@ -132,7 +132,7 @@ impl Scene {
         let mut seen = String::new();
         let running = eventually(DEADLINE, || {
             let response = self.client.get(&Client::pod_path(id));
-            seen = response.text.clone();
+            seen.clone_from(&response.text);
             response.status == 200
                 && response.read::<PodStatus>().instances.iter().all(|i| i.phase == InstancePhase::Running)
         });
@@ -243,6 +243,34 @@ fn a_sandbox_half_made_for_the_pool_is_swept() {
         // the pool fills by itself
         scene.daemon.respawn();
         scene.revive(point);
+        scene.nothing_left(point);
+    }
+}
+
+#[test]
+fn a_sandbox_cut_short_while_it_replaces_a_dead_one_is_whole_in_the_end() {
+    privileged!();
+    let mut scene = Scene::new(Daemon::with().set("pods.pool_size=0"));
+    let image = image(&scene, "app");
+    for point in SANDBOX.iter().chain(&["setup.disk-ready", "setup.network-attached", "setup.done", "launch.started"]) {
+        let name = name_of(point);
+        let id = format!("/{name}");
+        scene.client.run_pod(&app(&scene, &image, &name));
+        scene.arm(point);
+        kill(scene.client.instance(&id).init_pid.unwrap());
+        scene.revive(point);
+        let status = until(&format!("{point}: {id} runs again"), DEADLINE, || {
+            let status = scene.client.pod(&id);
+            let instance = &status.instances[0];
+            let again = instance.containers.iter().all(|c| c.attempt > 1);
+            (again && instance.phase == InstancePhase::Running).then_some(status)
+        });
+        let status = scene.runs_once(point, &status.id, &["first", "second"]);
+        assert!(answers(&status), "{point}: its port of the host does not answer");
+        scene.client.rm(&id);
+        // without a pool the zygote starts with the first pod
+        scene.client.run_pod(&pods::sleeper("/last"));
+        scene.client.rm("/last");
         scene.nothing_left(point);
     }
 }

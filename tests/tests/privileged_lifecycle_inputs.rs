@@ -1,5 +1,7 @@
 //! What containers are given: artifacts, secrets, facts in the environment, volumes.
 
+#![allow(clippy::needless_pass_by_value, reason = "JSON is written down where it is passed")]
+
 use std::collections::HashMap;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -11,7 +13,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use agentd_api::status::{ContainerStatus, PodStatus, Reason, TaskState};
-use agentd_tests::{Client, Daemon, arena, eventually, pods, privileged};
+use agentd_tests::{Client, Daemon, arena, eventually, pods, privileged, skip};
 use serde_json::{Value, json};
 
 /// A web server on loopback that serves files of the test and counts who asks; it serves until the test ends.
@@ -94,6 +96,9 @@ fn only(status: &PodStatus) -> &ContainerStatus {
 #[test]
 fn artifacts_are_fetched_unpacked_and_refused() {
     privileged!();
+    if Command::new("zip").arg("--version").output().is_err() {
+        skip!("zip is not installed");
+    }
     let served = Files::serve(HashMap::from([
         ("/plain.txt".to_owned(), b"plain\n".to_vec()),
         ("/tool".to_owned(), b"#!/bin/sh\necho a tool as $(id -u)\n".to_vec()),
@@ -188,10 +193,12 @@ fn files_with(folder: &Path, text: &str) -> Vec<String> {
     String::from_utf8_lossy(&output.stdout).lines().map(str::to_owned).collect()
 }
 
+/// A secret that is to be found nowhere but in its container.
+const VALUE: &str = "s3cr3t-value-of-the-test";
+
 #[test]
 fn secrets_reach_their_container_and_nothing_else() {
     privileged!();
-    const VALUE: &str = "s3cr3t-value-of-the-test";
     let daemon = Daemon::start();
     let client = daemon.client();
     let folder = daemon.dir().join("secrets");

@@ -71,7 +71,7 @@ pub(crate) enum Download {
 pub(crate) fn too_large(most: u64) -> Failure {
     Failure::uri(
         FailureKind::TooLarge,
-        format!("larger than {most} bytes; raise max_bytes in the agent's artifact settings or use a smaller file"),
+        format!("larger than {most} bytes; raise artifacts.max_bytes in agentd's configuration, or use a smaller file"),
     )
 }
 
@@ -232,12 +232,10 @@ impl Client {
             return Err(unreachable(format!("{host} has no address")));
         };
         let of = if matches!(host, Host::Domain(_)) { format!(" (of {host})") } else { String::new() };
+        let also = if ip.is_loopback() { ", or set artifacts.allow_loopback in agentd's configuration" } else { "" };
         Err(Failure::uri(
             FailureKind::Refused,
-            format!(
-                "address {ip}{of} is refused: {reason}; use a server on another host, or add {ip} to allowed_addresses in the \
-                 agent's artifact settings"
-            ),
+            format!("address {ip}{of} is refused: {reason}; use a server on another host{also}"),
         ))
     }
 

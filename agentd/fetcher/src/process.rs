@@ -76,7 +76,7 @@ fn timed_out(after: Duration) -> Failure {
     Failure::uri(
         FailureKind::TimedOut,
         format!(
-            "not fetched within {after:?}; use a nearer or smaller file, or raise timeout in the agent's artifact settings"
+            "not fetched within {after:?}; use a nearer or smaller file, or raise artifacts.timeout_seconds in agentd's configuration"
         ),
     )
 }

@@ -13,7 +13,7 @@ use crate::error::{Failure, FailureKind};
 pub(crate) fn open(roots: &[PathBuf], path: &Path) -> Result<File, Failure> {
     let refused = |reason: String| Failure::uri(FailureKind::Refused, reason);
     if roots.is_empty() {
-        return Err(refused("file: artifacts are off; set file_roots in the agent's artifact settings".to_owned()));
+        return Err(refused("file: artifacts are off; set artifacts.file_roots in agentd's configuration".to_owned()));
     }
     // the longest root decides, so that a root below another root is one of its own
     let root = roots.iter().filter(|root| path.starts_with(root)).max_by_key(|root| root.components().count());

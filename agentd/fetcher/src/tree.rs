@@ -107,7 +107,7 @@ impl Tree {
         let most = self.limits.max_entries;
         Err(Failure::extract(
             FailureKind::TooLarge,
-            format!("the archive has more than {most} entries; raise max_entries in the agent's artifact settings"),
+            format!("the archive has more than {most} entries; use a smaller one, or unpack it in the container"),
         ))
     }
 
@@ -226,9 +226,8 @@ pub(crate) fn damaged(reason: impl std::fmt::Display) -> Failure {
 
 /// The failure of an archive that unpacks to too much.
 pub(crate) fn too_large(most: u64) -> Failure {
-    let reason = format!(
-        "the archive unpacks to more than {most} bytes; raise max_extracted_bytes in the agent's artifact settings"
-    );
+    let reason =
+        format!("the archive unpacks to more than {most} bytes; use a smaller one, or unpack it in the container");
     Failure::extract(FailureKind::TooLarge, reason)
 }
 

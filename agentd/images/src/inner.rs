@@ -15,6 +15,9 @@ use crate::record::{Image, Layer, LayerRecord, Record};
 use crate::settings::Settings;
 use crate::{checkpoint, disk};
 
+/// How long the lock on the store may take. A program that a killed daemon was just starting holds it until it is exec'd.
+const LOCK_PATIENCE: std::time::Duration = std::time::Duration::from_secs(2);
+
 #[derive(Debug)]
 pub(crate) struct Inner {
     pub root: PathBuf,
@@ -89,10 +92,16 @@ impl Inner {
             .truncate(false)
             .open(&path)
             .map_err(|error| ImageError::io("open", &path, error))?;
-        match rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
-            Err(rustix::io::Errno::WOULDBLOCK) => return Err(ImageError::Locked { path: root.into() }),
-            Err(error) => return Err(ImageError::io("lock", &path, error)),
+        let deadline = std::time::Instant::now() + LOCK_PATIENCE;
+        loop {
+            match rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => break,
+                Err(rustix::io::Errno::WOULDBLOCK) if std::time::Instant::now() < deadline => {
+                    std::thread::sleep(std::time::Duration::from_millis(20));
+                }
+                Err(rustix::io::Errno::WOULDBLOCK) => return Err(ImageError::Locked { path: root.into() }),
+                Err(error) => return Err(ImageError::io("lock", &path, error)),
+            }
         }
         let folder = File::open(root).map_err(|error| ImageError::io("open", root, error))?;
         let inner = Self {

@@ -85,7 +85,7 @@ impl Default for Settings {
             connect_timeout: Duration::from_secs(10),
             read_timeout: Duration::from_mins(1),
             high_watermark: 0.85,
-            low_watermark: 0.75,
+            low_watermark: 0.70,
             limits: Limits::default(),
         }
     }

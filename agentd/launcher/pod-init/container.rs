@@ -60,7 +60,7 @@ fn become_container(
     let plan = ContainerPlan::decode(&read_all(&memory)?).map_err(|e| refused(e.to_string()))?;
     drop(memory);
     if let Some(target) = target {
-        join(socket, target, &plan)?
+        join(socket, target, &plan)?;
     } else {
         if let Some(index) = plan.network_namespace {
             sys::setns(descriptor(&fds, index)?, libc::CLONE_NEWNET, "enter the network namespace")?;

@@ -4,8 +4,10 @@
 //! difference becomes the input that the machine missed.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use agentd_isolators::IsolatorError;
+use agentd_isolators::cgroup::ContainerCgroup;
 use agentd_launcher::message::{FIRST_EXEC_KEY, ProcessEntry, ProcessState};
 use agentd_launcher::plan::ContainerPlan;
 use agentd_logging::Stream;
@@ -150,11 +152,32 @@ impl Actor {
                 return;
             }
         };
+        self.end_leftover_commands(&cgroup).await;
         let plan = self.kept_plan(slot).await.unwrap_or_default();
         let started = self.record.machine.containers[slot].started_ms;
         let age = started.map_or(0, |start| now_ms().saturating_sub(start));
         // kills before this moment that the dead daemon did not see still count for this start
         self.register(slot, attempt, cgroup, Arc::new(plan), 0, Duration::from_millis(age));
+    }
+
+    /// Kills what commands of health checks have left behind, and removes their cgroups: the next ones have the same names.
+    async fn end_leftover_commands(&self, cgroup: &Arc<ContainerCgroup>) {
+        let (driver, cgroup) = (Arc::clone(&self.host.driver), Arc::clone(cgroup));
+        let Some(tree) = driver.layout().unified.clone() else { return };
+        let ended = tokio::task::spawn_blocking(move || {
+            let folder = tree.join(cgroup.cgroup_path().trim_start_matches('/'));
+            let names = std::fs::read_dir(folder).into_iter().flatten().flatten();
+            for name in names.filter_map(|entry| entry.file_name().into_string().ok()) {
+                if let Some(command) = name.strip_prefix("exec-") {
+                    driver.kill_exec(&cgroup, command)?;
+                    driver.remove_exec(&cgroup, command, Instant::now() + Duration::from_secs(2))?;
+                }
+            }
+            Ok::<_, IsolatorError>(())
+        });
+        if let Ok(Err(error)) = ended.await {
+            tracing::warn!(instance = self.record.id, "a command of a health check: {error}");
+        }
     }
 
     /// The plan kept for commands of health checks, with its environment made anew.

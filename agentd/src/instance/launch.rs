@@ -253,12 +253,11 @@ fn not_started(job: &Job, error: &LaunchError) -> String {
     let field = if container.exec.is_some() { "exec.command" } else { "image" };
     let fault = match errno {
         libc::ENOENT | libc::ENOTDIR if container.image.is_some() => {
-            "not found in the container, or the interpreter that it names is not; correct the name, or use an image that \
-             has it"
+            "not found in the container; correct its path or the interpreter that it names, or use an image that has it"
         }
         libc::ENOENT | libc::ENOTDIR => {
-            "not found in the container, or the interpreter that it names is not; correct the name, install it on the \
-             host below /usr or /bin, or name an image that has it"
+            "not found in the container; correct its path or the interpreter that it names, install it on the host, or \
+             name an image that has it"
         }
         libc::EACCES => {
             "may not be executed by the container's user; make it executable (chmod +x), or choose another user"

@@ -434,6 +434,26 @@ fn what_the_isolators_know_of_an_end_is_its_reason() {
 }
 
 #[test]
+fn an_end_that_nobody_saw_is_lost_and_counts_as_a_failure() {
+    let mut run = Run::running(OnFailure, Pod, &[("a", &[])]);
+    assert_eq!(run.exited(0, ExitStatus::Unknown), [backoff(None, 1000)]);
+    assert_eq!((run.states()[0], run.reason(0)), (TaskLost, Some(Reason::AgentRestarted)));
+    assert_eq!(run.machine.containers[0].exit, Some(ExitStatus::Unknown));
+    let mut run = Run::running(Never, Pod, &[("a", &[])]);
+    assert_eq!(run.exited(0, ExitStatus::Unknown), [Action::Release]);
+    assert_eq!(run.machine.phase, Phase::Failed);
+    // what was being ended is not lost, nor what the kernel is known to have killed
+    let mut run = Run::running(Never, Pod, &[("a", &[])]);
+    run.step(Input::Stop);
+    run.exited(0, ExitStatus::Unknown);
+    assert_eq!((run.states()[0], run.machine.phase), (TaskKilled, Phase::Finished));
+    let mut run = Run::running(Never, Pod, &[("a", &[])]);
+    let cause = Some((Reason::ContainerLimitationMemory, "out of memory".to_owned()));
+    run.step(Input::Exited { slot: 0, attempt: 1, exit: ExitStatus::Unknown, cause, memory_peak: None });
+    assert_eq!(run.states()[0], TaskFailed);
+}
+
+#[test]
 fn a_failed_launch_follows_the_policy() {
     let mut run = Run::begun(Never, Pod, &[("a", &[]), ("b", &["a"])]);
     assert_eq!(run.launch_failed(0), [Action::Release]);

@@ -30,7 +30,7 @@ fn main() {
         ["listen-unix", path] => {
             let _listener = std::os::unix::net::UnixListener::bind(path).expect("the socket can be made");
             println!("listening");
-            std::thread::sleep(Duration::from_secs(3600));
+            std::thread::sleep(Duration::from_hours(1));
         }
         ["abstract", name] => println!("{}", show(abstract_socket(name))),
         ["burn", seconds, threads] => burn(
@@ -75,7 +75,7 @@ fn shm(key: i32, flags: i32) -> io::Result<i32> {
 
 fn shm_put(key: i32) {
     println!("{}", show(shm(key, libc::IPC_CREAT).map(drop)));
-    std::thread::sleep(Duration::from_secs(3600));
+    std::thread::sleep(Duration::from_hours(1));
 }
 
 fn queue(name: &str, flags: i32) -> io::Result<()> {

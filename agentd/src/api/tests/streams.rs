@@ -26,7 +26,10 @@ async fn until(stream: &mut UnixStream, wanted: &str) -> String {
     let mut seen = Vec::new();
     let read = async {
         let mut buffer = [0; 4096];
-        while !String::from_utf8_lossy(&seen).contains(wanted) {
+        // only what has just come is searched, or megabytes would be searched a thousand times
+        let mut searched = 0;
+        while !String::from_utf8_lossy(&seen[searched..]).contains(wanted) {
+            searched = seen.len().saturating_sub(wanted.len());
             let count = stream.read(&mut buffer).await.unwrap();
             assert!(count > 0, "the stream ended before {wanted:?}: {}", String::from_utf8_lossy(&seen));
             seen.extend_from_slice(&buffer[..count]);
