@@ -743,7 +743,7 @@ impl Actor {
         let id = self.record.id.clone();
         let mut sandbox = self.sandbox.take();
         // the folder on disk names what is left to do, so a failed release is tried again, here or after a restart
-        while let Err(error) = setup::release(&self.host, &id, sandbox.take()).await {
+        while let Err(error) = setup::release(&self.host, &id, sandbox.take()) {
             tracing::error!(instance = id, "not everything could be given back, trying again: {error}");
             tokio::time::sleep(Duration::from_secs(2)).await;
         }

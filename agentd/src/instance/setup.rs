@@ -77,8 +77,8 @@ pub async fn detach(host: &Arc<Host>, id: &str, sandbox: Option<&Sandbox>) -> Re
     .map_err(|e| e.to_string())?
 }
 
-/// Gives back everything of an instance but its checkpoint and logs. May be repeated.
-pub async fn release(host: &Arc<Host>, id: &str, sandbox: Option<Sandbox>) -> Result<(), String> {
+/// Gives back everything of an instance but its checkpoint and logs. May be repeated. Blocking.
+pub fn release(host: &Arc<Host>, id: &str, sandbox: Option<Sandbox>) -> Result<(), String> {
     failpoint::pass("release.begun");
     let namespace = sandbox.as_ref().and_then(|s| s.network_namespace().ok());
     tokio::task::block_in_place(|| {

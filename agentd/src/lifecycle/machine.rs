@@ -307,10 +307,8 @@ fn outcome(ending: Option<Ending>, cause: Option<(Reason, String)>, exit: ExitSt
     // of a launch whose launcher has died, the exit status that it wrote first says more than its death
     let unseen = |e: &Ending| e.reason != Reason::ContainerLauncherDied || exit == ExitStatus::Unknown;
     match (ending.filter(unseen), cause) {
-        // a program that answers SIGTERM with success has finished
-        (Some(ending), _) if ending.reason != Reason::TaskKilledByRequest || !exit.success() => {
-            Outcome::of(ending, Some(exit))
-        }
+        // also when it answers SIGTERM with success, as Mesos has it
+        (Some(ending), _) => Outcome::of(ending, Some(exit)),
         (None, Some((reason, message))) => {
             Outcome { state: TaskState::TaskFailed, reason: Some(reason), message: Some(message), exit: Some(exit) }
         }

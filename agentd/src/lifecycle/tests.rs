@@ -370,7 +370,7 @@ fn stop_before_the_beginning_in_pod_backoff_and_when_sigterm_is_answered_with_su
     let mut run = Run::running(Always, Pod, &[("a", &[])]);
     run.step(Input::Stop);
     assert_eq!(run.exited(0, OK), [Action::Release]);
-    assert_eq!((run.states(), run.machine.phase), (vec![TaskFinished], Phase::Finished));
+    assert_eq!((run.states(), run.machine.phase), (vec![TaskKilled], Phase::Finished));
 
     // a launch that was given up and came through all the same
     let mut run = Run::begun(Always, Pod, &[("a", &[])]);
