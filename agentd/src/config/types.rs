@@ -363,7 +363,7 @@ impl Config {
             reserved: Reserved { cpus: 0.1, memory_mib: 256, disk_mib: 1024 },
             resources: Resources::default(),
             pods: Pods {
-                pool_size: 4,
+                pool_size: 8,
                 pool_containers: 2,
                 default_pids: 4096,
                 default_disk_mib: 10240,
