@@ -49,8 +49,6 @@ impl Drop for Haste {
     }
 }
 
-/// Sandboxes made at the same time.
-const BATCH: usize = 3;
 /// How long the filling gives way.
 const PATIENCE: Duration = Duration::from_millis(250);
 /// How long it must be quiet before the pool fills.
@@ -176,20 +174,13 @@ async fn refill(pool: std::sync::Weak<Pool>) {
         if missing * 2 <= strong.size {
             strong.give_way().await;
         }
-        // side by side, since most of the time goes into waiting for the kernel to take old network namespaces apart
-        let batch = missing.min(BATCH);
-        let made = futures_util::future::join_all((0..batch).map(|_| strong.sandboxes.create(strong.spares))).await;
-        let mut failed = None;
-        for result in made {
-            match result {
-                Ok(sandbox) => strong.ready.lock().unwrap_or_else(PoisonError::into_inner).push_back(sandbox),
-                Err(error) => failed = Some(error),
+        match strong.sandboxes.create(strong.spares).await {
+            Ok(sandbox) => strong.ready.lock().unwrap_or_else(PoisonError::into_inner).push_back(sandbox),
+            Err(error) => {
+                tracing::error!("a sandbox for the pool could not be made: {error}");
+                drop(filling);
+                tokio::time::sleep(Duration::from_secs(5)).await;
             }
-        }
-        if let Some(error) = failed {
-            tracing::error!("a sandbox for the pool could not be made: {error}");
-            drop(filling);
-            tokio::time::sleep(Duration::from_secs(5)).await;
         }
     }
 }

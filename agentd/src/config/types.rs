@@ -364,7 +364,7 @@ impl Config {
             resources: Resources::default(),
             pods: Pods {
                 pool_size: 8,
-                pool_containers: 2,
+                pool_containers: 1,
                 default_pids: 4096,
                 default_disk_mib: 10240,
                 disk_enforcement: DiskEnforcement::Auto,

@@ -245,6 +245,8 @@ impl Actor {
         }
         let init = Arc::clone(&sandbox.init);
         tokio::spawn(async move {
+            // pod-init has the starts of the others to do first
+            tokio::time::sleep(Duration::from_secs(1)).await;
             for spare in unused {
                 // a pod-init that is gone has taken them with it
                 let _ = init.forget(spare.cgroup.slot()).await;
@@ -507,28 +509,14 @@ impl Actor {
             return;
         }
         let live = self.live.remove(&slot);
-        let (mut cause, mut memory_peak) = (None, None);
+        let (mut cause, mut memory_peak, mut ended_in) = (None, None, None);
         if let Some(live) = live {
             live.health.cancel();
-            let finish = || {
-                let container = &self.spec.containers[slot];
-                let result = finish(&self.host, &live.cgroup, live.oom_before, container.resources.mem);
-                self.host.cleanup(&ContainerContext {
-                    pod: &self.spec,
-                    container,
-                    instance: &self.record.id,
-                    slot: slot as u32,
-                    attempt,
-                    cgroup: &live.cgroup,
-                    pod_dir: &self.host.layout.sandbox(&self.record.id),
-                    image: None,
-                    exclusive_cpus: &[],
-                });
-                result
-            };
+            let finish = || finish(&self.host, &live.cgroup, live.oom_before, self.spec.containers[slot].resources.mem);
             // the capture's thread empties the pipes meanwhile
             let finish = async { tokio::task::block_in_place(finish) };
             ((), (cause, memory_peak)) = tokio::join!(self.close_log(slot), finish);
+            ended_in = Some(live.cgroup);
         } else {
             self.close_log(slot).await;
         }
@@ -540,7 +528,33 @@ impl Actor {
         self.take_cores(slot);
         // only an end by SIGKILL (or one that nobody saw) can be the kernel's doing
         let cause = cause.filter(|_| !exit.success());
+        let whole_cores = self.spec.containers[slot].agentd.exclusive_cores;
+        if let Some(cgroup) = ended_in.take_if(|_| whole_cores) {
+            // the others may use its cores before anything else of the pod starts
+            self.clean_up(slot, attempt, &cgroup);
+        }
         self.input(Input::Exited { slot, attempt, exit, cause, memory_peak }).await;
+        // told first: nobody waits for the removal of what it wrote. A released instance has nothing left to remove
+        if let Some(cgroup) = ended_in.filter(|_| !self.record.released) {
+            self.clean_up(slot, attempt, &cgroup);
+        }
+    }
+
+    /// Has the isolators remove what a start of a container left.
+    fn clean_up(&self, slot: usize, attempt: u32, cgroup: &ContainerCgroup) {
+        tokio::task::block_in_place(|| {
+            self.host.cleanup(&ContainerContext {
+                pod: &self.spec,
+                container: &self.spec.containers[slot],
+                instance: &self.record.id,
+                slot: slot as u32,
+                attempt,
+                cgroup,
+                pod_dir: &self.host.layout.sandbox(&self.record.id),
+                image: None,
+                exclusive_cpus: &[],
+            });
+        });
     }
 
     async fn close_log(&self, slot: usize) {

@@ -35,9 +35,8 @@ pub fn hostname(host: &Host, pod: &PodSpec, instance: &str) -> String {
 pub async fn run(host: &Arc<Host>, pod: &PodSpec, sandbox: &Sandbox) -> Result<(), String> {
     let name = hostname(host, pod, &sandbox.id);
     let id = sandbox.id.as_str();
-    sandbox.init.hostname(&name).await.map_err(|e| e.to_string())?;
     let namespace = sandbox.network_namespace().map_err(|e| format!("the pod's network namespace: {e}"))?;
-    let held = tokio::task::block_in_place(|| {
+    let readied = || {
         use std::os::unix::fs::DirBuilderExt;
         let dir = host.layout.sandbox(id);
         std::fs::DirBuilder::new()
@@ -58,7 +57,10 @@ pub async fn run(host: &Arc<Host>, pod: &PodSpec, sandbox: &Sandbox) -> Result<(
         failpoint::pass("setup.network-attached");
         let secrets = host.secret_volumes(pod)?;
         host.volumes.pod_mounts(pod, &secrets).map_err(|e| e.to_string())
-    });
+    };
+    // the request is on its way while this thread works
+    let (renamed, held) = tokio::join!(sandbox.init.hostname(&name), async { tokio::task::block_in_place(readied) });
+    renamed.map_err(|e| e.to_string())?;
     for (name, mount) in held? {
         sandbox.init.hold(&name, mount.as_fd()).await.map_err(|e| format!("volume {name}: {e}"))?;
     }

@@ -10,7 +10,7 @@
 //! reads or writes it goes through [`Disk::with_pod_dir`] or [`Disk::open_pod_dir`].
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -141,16 +141,15 @@ impl Disk {
             (DiskKind::Loop, Some(bytes)) => self.ready_image(instance, pod_dir, &record, bytes)?,
             _ => {}
         }
-        self.mounter.run(|thread| {
-            self.with_pod_dir(thread, instance, pod_dir, |dirs| {
-                for folder in FOLDERS {
-                    ensure_dir(&dirs.data, folder, 0o755, None).map_err(|e| {
-                        IsolatorError::io(NAME, format_args!("cannot make the pod's folder {folder}"), e)
-                    })?;
-                }
-                Ok(())
-            })
-        })?;
+        if record.kind == DiskKind::Loop {
+            // reached only where the loop file is mounted
+            self.mounter
+                .run(|thread| self.with_pod_dir(thread, instance, pod_dir, |dirs| make_folders(dirs.data.as_fd())))?;
+        } else {
+            let dir = open_dir(pod_dir)
+                .map_err(|e| IsolatorError::io(NAME, format_args!("cannot open {}", pod_dir.display()), e))?;
+            make_folders(dir.as_fd())?;
+        }
         Ok(record.kind)
     }
 
@@ -401,6 +400,14 @@ fn set_quota(pod_dir: &Path, id: u32, bytes: u64) -> Result<(), IsolatorError> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let folder = rustix::fs::openat(&dir, folder, flags, Mode::empty()).map_err(|e| failed(e.into()))?;
         quota::assign(&folder, id).map_err(failed)?;
+    }
+    Ok(())
+}
+
+fn make_folders(data: BorrowedFd<'_>) -> Result<(), IsolatorError> {
+    for folder in FOLDERS {
+        ensure_dir(data, folder, 0o755, None)
+            .map_err(|e| IsolatorError::io(NAME, format_args!("cannot make the pod's folder {folder}"), e))?;
     }
     Ok(())
 }

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::path::Path;
+use std::sync::OnceLock;
 
 use serde::{Deserialize, Serialize};
 
@@ -22,7 +23,9 @@ pub(super) struct Record {
 
 /// Tells one boot of the host from the next.
 pub(super) fn boot_id() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").map(|id| id.trim().to_owned()).unwrap_or_default()
+    static BOOT: OnceLock<String> = OnceLock::new();
+    let read = || std::fs::read_to_string("/proc/sys/kernel/random/boot_id").map(|id| id.trim().to_owned());
+    BOOT.get_or_init(|| read().unwrap_or_default()).clone()
 }
 
 /// The project id kept in a file, if it is there and whole.
@@ -51,11 +54,15 @@ pub(super) fn read_record(pod_dir: &Path) -> Result<Option<Record>, IsolatorErro
     }
 }
 
-/// Keeps what was chosen for a pod.
+/// Keeps what was chosen for a pod. No sync: nothing in a pod's folder outlives the host, and a start waits for no disk.
 pub(super) fn write_record(pod_dir: &Path, record: &Record) -> Result<(), IsolatorError> {
     let path = pod_dir.join("disk.json");
     serde_json::to_vec(record)
         .map_err(io::Error::from)
-        .and_then(|bytes| write_file(&path, &bytes))
+        .and_then(|bytes| {
+            let partial = path.with_extension("tmp");
+            std::fs::write(&partial, bytes)?;
+            std::fs::rename(&partial, &path)
+        })
         .map_err(|e| IsolatorError::io(NAME, format_args!("cannot write {}", path.display()), e))
 }
