@@ -5,6 +5,7 @@
 //! pod-init from a third. After each step the checkpoint is written, the status published through a watch channel,
 //! and only then are the actions carried out.
 //!
+//! - [`actor`], [`starts`], [`ends`], [`resources`]: the task; [`adopt`]: taking an instance back after a restart.
 //! - [`setup`]: sandbox, disk limit, network, held volumes: once for each sandbox, and their release.
 //! - [`launch`]: image, artifacts, secrets, isolators, start: for each start of a container.
 //! - [`environment`]: the variables that agentd provides.
@@ -13,10 +14,13 @@
 mod actor;
 mod adopt;
 pub mod command;
+mod ends;
 pub mod environment;
 mod exits;
 mod launch;
+mod resources;
 mod setup;
+mod starts;
 mod state;
 
 use std::sync::Arc;
