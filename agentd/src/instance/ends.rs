@@ -156,7 +156,6 @@ impl Actor {
             Some(Ended::Signal(signal)) => ExitStatus::Signal(signal),
             None => ExitStatus::Unknown,
         };
-        self.take_cores(slot);
         // only an end by SIGKILL (or one that nobody saw) can be the kernel's doing
         let cause = cause.filter(|_| !exit.success());
         let whole_cores = self.spec.containers[slot].agentd.exclusive_cores;
@@ -164,6 +163,7 @@ impl Actor {
             // the others may use its cores before anything else of the pod starts
             self.clean_up(slot, attempt, &cgroup);
         }
+        self.take_cores(slot);
         self.input(Input::Exited { slot, attempt, exit, cause, memory_peak }).await;
         // told first: nobody waits for the removal of what it wrote. A released instance has nothing left to remove
         if let Some(cgroup) = ended_in.filter(|_| !self.record.released) {
