@@ -217,11 +217,17 @@ impl Actor {
                 Input::Exited { slot, attempt, .. } => Some((*slot, *attempt)),
                 _ => None,
             };
+            // that a launch is under way stands in the checkpoint since it was decided; this only tells how far it is
+            let only_tells = matches!(input, Input::Starting { .. });
             let actions = self.record.machine.step(input, now_ms());
             if self.record.machine.over() && self.grant.resize(Resources::ZERO).is_err() {
                 tracing::error!(instance = self.record.id, "the grant could not be given back");
             }
-            self.persist();
+            if only_tells && actions.is_empty() {
+                self.publish();
+            } else {
+                self.persist();
+            }
             if let Some((slot, attempt)) = exited {
                 failpoint::pass("exit.checkpointed");
                 self.drop_written_exit(slot, attempt);
@@ -238,6 +244,10 @@ impl Actor {
         if let Err(error) = self.record.write(&self.host.layout) {
             tracing::error!(instance = self.record.id, "{error}");
         }
+        self.publish();
+    }
+
+    fn publish(&self) {
         let init_pid = self.sandbox.as_ref().map(|s| s.init_pid);
         self.status.send_replace(self.record.status(&self.host, init_pid));
     }

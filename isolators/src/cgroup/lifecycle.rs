@@ -149,7 +149,14 @@ impl Driver {
 
     /// Removes the cgroups of a pod's instance and all below in every tree, see [`Driver::remove_container`].
     pub fn remove_sandbox(&self, id: &str, deadline: Instant) -> Result<(), IsolatorError> {
-        self.remove_path(&self.sandbox_path(id)?, deadline)
+        let path = self.sandbox_path(id)?;
+        // what every pod has goes by name; the walk below finds the rest
+        for tree in self.always() {
+            for name in ["c0/init", "c0", "init"] {
+                let _ = tree.remove_empty(&format!("{path}/{name}"));
+            }
+        }
+        self.remove_path(&path, deadline)
     }
 
     fn remove_path(&self, path: &str, deadline: Instant) -> Result<(), IsolatorError> {
