@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use agentd_isolators::rootfs::DEFAULT_ETC;
 use ipnet::{Ipv4Net, Ipv6Net};
 use sha2::{Digest, Sha256};
 
@@ -298,48 +299,6 @@ pub struct Api {
     pub socket_mode: u32,
 }
 
-/// Files and folders of `/etc` that the host's programs need to run and that hold no secret.
-const HOST_ETC: &[&str] = &[
-    "alternatives",
-    "bash.bashrc",
-    "ca-certificates.conf",
-    "crypto-policies",
-    "debian_version",
-    "fonts",
-    "gai.conf",
-    "group",
-    "host.conf",
-    "inputrc",
-    "java*",
-    "ld.so.cache",
-    "ld.so.conf",
-    "ld.so.conf.d",
-    "locale.alias",
-    "localtime",
-    "magic",
-    "magic.mime",
-    "mime.types",
-    "networks",
-    "nsswitch.conf",
-    "os-release",
-    "passwd",
-    "perl",
-    "pki/ca-trust/extracted",
-    "pki/tls/cert.pem",
-    "pki/tls/certs",
-    "pki/tls/openssl.cnf",
-    "profile",
-    "protocols",
-    "python3*",
-    "redhat-release",
-    "rpc",
-    "services",
-    "ssl/certs",
-    "ssl/openssl.cnf",
-    "terminfo",
-    "timezone",
-];
-
 impl Config {
     /// The defaults of an instance. With `dev`, everything that is made or read lies below that folder.
     pub fn defaults(instance: &str, dev: Option<&Path>) -> Self {
@@ -371,7 +330,7 @@ impl Config {
                 kill_grace_seconds: 3.0,
             },
             host_files: HostFiles {
-                etc: HOST_ETC.iter().map(PathBuf::from).collect(),
+                etc: DEFAULT_ETC.iter().map(PathBuf::from).collect(),
                 allowed_host_paths: vec!["/".into()],
             },
             images: Images {

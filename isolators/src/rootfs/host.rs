@@ -19,7 +19,7 @@ use super::NAME;
 /// Folders with programs; where the host has a symbolic link, so has the container.
 const PROGRAMS: [&str; 8] = ["usr", "bin", "sbin", "lib", "lib32", "lib64", "libx32", "libo32"];
 /// Files and folders of `/etc` that programs need to run and that hold no secret.
-const DEFAULT_ETC: &[&str] = &[
+pub const DEFAULT_ETC: &[&str] = &[
     "alternatives",
     "bash.bashrc",
     "ca-certificates.conf",

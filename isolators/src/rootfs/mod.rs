@@ -26,7 +26,7 @@ pub mod host;
 pub mod user;
 
 pub use config::{SANDBOX, merge_env};
-pub use host::HostFiles;
+pub use host::{DEFAULT_ETC, HostFiles};
 use user::User;
 
 const NAME: &str = "rootfs";
