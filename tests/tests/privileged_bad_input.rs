@@ -87,7 +87,12 @@ fn malformed_pods_and_calls_are_refused_by_field_and_change_nothing() {
 
     // what is not even HTTP, is cut short or far too large
     let large = format!(r#"{{"id":"/a","labels":{{"x":"{}"}}}}"#, "x".repeat(2 << 20));
-    let heads: [(&str, Vec<u8>, &[u16]); 5] = [
+    // sent whole and answered: a client that hangs up before the answer counts as gone, and may get none
+    match wire::exchange(&daemon.socket(), &wire::request("POST", "/v1/pods", &[], &large)) {
+        Ok(answer) if answer.status == 413 => {}
+        other => failures.push(format!("a body that is too large: {other:?}")),
+    }
+    let heads: [(&str, Vec<u8>, &[u16]); 4] = [
         ("noise", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n".to_vec(), &[400]),
         ("a header without end", [b"GET / HTTP/1.1\r\nx: ".as_slice(), &vec![b'x'; 1 << 20]].concat(), &[431, 400]),
         ("a body cut short", b"POST /v1/pods HTTP/1.1\r\nhost: a\r\ncontent-length: 100\r\n\r\n{".to_vec(), &[400]),
@@ -96,7 +101,6 @@ fn malformed_pods_and_calls_are_refused_by_field_and_change_nothing() {
             b"POST /v1/pods HTTP/1.1\r\nhost: a\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\n{}".to_vec(),
             &[400],
         ),
-        ("a body that is too large", wire::request("POST", "/v1/pods", &[], &large), &[413]),
     ];
     for (name, bytes, statuses) in heads {
         match wire::break_off(&daemon.socket(), &bytes) {
