@@ -1,16 +1,19 @@
 //! The daemon from start to end: lock, wiring, recovery, API, signals.
 
+use std::net::SocketAddr;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, flock};
-use tokio::net::UnixListener;
+use tokio::net::{TcpListener, TcpSocket, UnixListener};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use crate::config::Config;
+use crate::access::gate::Access;
+use crate::access::tls::{self, Tls};
+use crate::config::{self, Config};
 use crate::host::Host;
 use crate::layout::Layout;
 use crate::node::Node;
@@ -102,13 +105,22 @@ fn raise_descriptor_limit() {
 async fn serve(config: Config) -> Result<(), String> {
     let began = Instant::now();
     let host = Host::start(config)?;
+    // what is wrong with these is told before anything of the pods is touched
+    let access = Arc::new(Access::open(&host.config.api, Arc::clone(&host.audit))?);
+    let tls = tls(&host.config.api)?;
     let node = Node::new(Arc::clone(&host));
     let report = recovery::run(&node).await?;
     tracing::info!(?report, "recovered in {:?}", began.elapsed());
     host.pool.open();
-    let listener = listen(&host)?;
+    let tcp = listen_tcp(&host.config.api)?;
+    let listeners = api::Listeners { unix: listen(&host)?, tcp, tls: tls.clone() };
+    let limits = api::Limits {
+        connections: host.config.api.max_connections as usize,
+        per_peer: host.config.api.max_connections_per_peer as usize,
+        ..api::Limits::default()
+    };
     let shutdown = CancellationToken::new();
-    let server = tokio::spawn(api::serve(Arc::clone(&node), listener, shutdown.clone()));
+    let server = tokio::spawn(api::serve(Arc::clone(&node), Arc::clone(&access), listeners, shutdown.clone(), limits));
     let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Ready]);
     tracing::info!(socket = %host.config.paths.socket.display(), "agentd {} is ready", env!("CARGO_PKG_VERSION"));
     let watchdog = tokio::spawn(watchdog());
@@ -116,9 +128,18 @@ async fn serve(config: Config) -> Result<(), String> {
     let tidying = tokio::spawn(tidy_network(Arc::clone(&host)));
     let mut terminate = signal(SignalKind::terminate()).map_err(|e| e.to_string())?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(|e| e.to_string())?;
-    tokio::select! {
-        _ = terminate.recv() => tracing::info!("SIGTERM: agentd ends, pods run on"),
-        _ = interrupt.recv() => tracing::info!("SIGINT: agentd ends, pods run on"),
+    let mut hangup = signal(SignalKind::hangup()).map_err(|e| e.to_string())?;
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => tracing::info!("SIGTERM: agentd ends, pods run on"),
+            _ = interrupt.recv() => tracing::info!("SIGINT: agentd ends, pods run on"),
+            _ = hangup.recv() => {
+                tracing::info!("SIGHUP: TLS files and access list are read again if they have changed");
+                read_again(&host, &access, tls.as_deref());
+                continue;
+            }
+        }
+        break;
     }
     let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Stopping]);
     shutdown.cancel();
@@ -153,6 +174,48 @@ fn listen(host: &Host) -> Result<UnixListener, String> {
     let mode = std::fs::Permissions::from_mode(host.config.api.socket_mode);
     std::fs::set_permissions(path, mode).map_err(|e| e.to_string())?;
     Ok(listener)
+}
+
+/// The TLS settings, where TCP has any.
+fn tls(config: &config::Api) -> Result<Option<Arc<Tls>>, String> {
+    match (&config.tls_certificate, &config.tls_key, &config.tls_client_ca) {
+        (Some(certificate), Some(key), Some(client_ca)) if !config.insecure => {
+            let (certificate, key, client_ca) = (certificate.clone(), key.clone(), client_ca.clone());
+            Ok(Some(Arc::new(Tls::open(tls::Files { certificate, key, client_ca })?)))
+        }
+        _ => Ok(None),
+    }
+}
+
+/// Connections that wait to be accepted.
+const BACKLOG: u32 = 1024;
+
+fn listen_tcp(config: &config::Api) -> Result<Vec<TcpListener>, String> {
+    let listen = |address: SocketAddr| {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        socket.listen(BACKLOG)
+    };
+    let mut listeners = Vec::new();
+    for (index, address) in config.addresses().into_iter().enumerate() {
+        let listener = listen(address)
+            .map_err(|e| format!("api.listen[{index}]: cannot listen on {address}: {e}; choose another address"))?;
+        let how = if config.insecure { "in plain text" } else { "with TLS" };
+        tracing::info!(%address, "the API is served over TCP {how}");
+        listeners.push(listener);
+    }
+    Ok(listeners)
+}
+
+/// Looks at the files of TLS and of the access list at once.
+fn read_again(host: &Host, access: &Access, tls: Option<&Tls>) {
+    access.look_again();
+    access.refresh(&host.events);
+    if let Some(tls) = tls {
+        tls.look_again();
+        tls.current(&host.events);
+    }
 }
 
 /// Tells systemd that the daemon lives, at half the interval that it asks for.

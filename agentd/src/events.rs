@@ -1,21 +1,98 @@
 //! The daemon's events: a bounded ring that keeps the last ones, and a channel for those who follow.
+//!
+//! Each event has an id, one above that of the event before it, also when a daemon has died in between: every event is a
+//! line of a file below the run folder before anybody is told of it, and a new daemon goes on after the last line. Those
+//! lines are lost with the host; then ids go on above a mark in the state folder that is moved before an id reaches it. A
+//! client that comes back with the id of the last event that it saw therefore never sees one twice, and is told what it
+//! has missed and cannot be told any more.
 
 use std::collections::VecDeque;
-use std::sync::{Mutex, PoisonError};
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use agentd_api::message::Event;
+use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast;
+
+use crate::checkpoint::{self, Durability};
+use crate::layout::Layout;
 
 /// Events kept for those who ask later.
 const KEPT: usize = 4096;
 
-#[derive(Debug, Default)]
+/// Lines of one file, and most bytes of it. Two files are kept, so that the last events are always in them.
+const LINES: usize = KEPT;
+const BYTES: u64 = 4 << 20;
+
+/// So many ids are reserved at a time.
+const RESERVED: u64 = 4096;
+
+/// Every kind of event, and what it tells. `docs/api.md` has this table, too.
+pub const KINDS: &[(&str, &str)] = &[
+    ("agent-recovered", "The daemon has started and taken back what it found."),
+    ("pod-accepted", "A pod is to be run."),
+    ("pod-setup-failed", "An instance could not be set up."),
+    ("pod-updated", "A pod was changed in place."),
+    ("pod-backoff", "An instance waits for its next start."),
+    ("pod-launcher-died", "The process that holds an instance's namespaces has died."),
+    ("pod-ended", "Every container of an instance has ended, and none starts again."),
+    ("pod-removed", "A pod has ended, and nothing of it is left."),
+    ("instance-created", "A pod has a new instance."),
+    ("instance-phase", "An instance is in another phase; the message begins with it."),
+    ("instance-removed", "An instance has ended, and nothing of it is left."),
+    ("container-started", "The program of a container runs."),
+    ("container-healthy", "A container passes its health check."),
+    ("container-unhealthy", "A container fails its health check."),
+    ("container-killing", "A container is being ended."),
+    ("container-ended", "A container has ended; the message has its state and the reason."),
+    ("container-oom", "The kernel killed a process for want of memory."),
+    ("session-started", "A program was started in a container for somebody."),
+    ("session-attached", "Somebody has attached to a session that runs, or has ended a short while ago."),
+    ("session-ended", "A session has ended; the message has how."),
+    ("image-pulling", "The image of a container is being pulled."),
+    ("image-pulled", "An image was pulled, for a container or on request."),
+    ("image-imported", "An image was imported."),
+    ("image-removed", "An image was removed on request."),
+    ("images-collected", "Unused images were removed because the disk was full."),
+    ("acl-reloaded", "A new access list is in use."),
+    ("acl-reload-failed", "The changed access list is at fault; the one before stays in use."),
+    ("tls-reloaded", "New TLS files of the API are in use."),
+    ("tls-reload-failed", "Changed TLS files of the API are at fault; those before stay in use."),
+];
+
+/// What is kept of ids on disk.
+#[derive(Debug, Serialize, Deserialize)]
+struct Mark {
+    /// Every id that was given is below it.
+    below: u64,
+}
+
+/// Where events are written.
+#[derive(Debug)]
+struct Disk {
+    /// Folder of the lines.
+    folder: PathBuf,
+    /// File of the mark.
+    mark: PathBuf,
+    /// The file that is written; none after a failure.
+    file: Option<File>,
+    lines: usize,
+    bytes: u64,
+    /// The mark as it is written.
+    below: u64,
+}
+
+#[derive(Debug)]
 struct Ring {
     next: u64,
     events: VecDeque<Event>,
+    disk: Option<Disk>,
 }
 
-/// The events of this run of the daemon.
+/// The events of this daemon.
 #[derive(Debug)]
 pub struct Events {
     ring: Mutex<Ring>,
@@ -23,8 +100,10 @@ pub struct Events {
 }
 
 impl Default for Events {
+    /// Events that are only in memory, with ids from 1 on.
     fn default() -> Self {
-        Self { ring: Mutex::new(Ring { next: 1, events: VecDeque::new() }), sender: broadcast::channel(1024).0 }
+        let ring = Ring { next: 1, events: VecDeque::new(), disk: None };
+        Self { ring: Mutex::new(ring), sender: broadcast::channel(1024).0 }
     }
 }
 
@@ -39,8 +118,58 @@ pub struct Subject<'a> {
     pub container: Option<&'a str>,
 }
 
+/// What a client that knows all events up to an id has to be told.
+#[derive(Debug)]
+pub struct Since {
+    /// First and last id of the events after it that can no longer be told.
+    pub lost: Option<(u64, u64)>,
+    /// The kept events after it.
+    pub events: Vec<Event>,
+    /// The id of the newest event of all; what follows comes after it.
+    pub newest: u64,
+    /// What follows, without a gap.
+    pub channel: broadcast::Receiver<Event>,
+}
+
 impl Events {
-    /// Publishes an event.
+    /// The events of this host, with those that an earlier daemon has left.
+    pub fn open(layout: &Layout) -> Result<Self, String> {
+        let (folder, path) = (layout.events(), layout.event_mark());
+        let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder);
+        made.map_err(|error| format!("{}: {error}", folder.display()))?;
+        let mark = checkpoint::read::<Mark>(&path).map_err(|error| format!("{error}; remove the file to start anew"))?;
+        let below = mark.map_or(1, |mark| mark.below);
+        let mut events = VecDeque::new();
+        let (mut whole, mut lines) = (true, 0);
+        for name in ["before", "last"] {
+            let (read, intact) = read_lines(&folder.join(name)).map_err(|error| format!("{}: {error}", folder.display()))?;
+            (whole, lines) = (intact, read.len());
+            events.extend(read);
+        }
+        // lines of a host that has another history, or of which some are missing in between
+        let sound = events.iter().zip(events.iter().skip(1)).all(|(one, next)| one.id + 1 == next.id);
+        if !sound || events.back().is_some_and(|last| last.id >= below) {
+            tracing::warn!("{}: these events are not those of this host's mark; left out", folder.display());
+            events.clear();
+            whole = false;
+        }
+        let next = events.back().map_or(below, |last| last.id + 1);
+        events.drain(..events.len().saturating_sub(KEPT));
+        let mut disk = Disk { folder, mark: path, file: None, lines, bytes: 0, below };
+        // the first event finds its id reserved
+        disk.reserve(next)?;
+        if !(whole && disk.append()) {
+            disk.begin(&events).map_err(|error| format!("{}: {error}", disk.folder.display()))?;
+        }
+        let ring = Ring { next, events, disk: Some(disk) };
+        Ok(Self { ring: Mutex::new(ring), sender: broadcast::channel(1024).0 })
+    }
+
+    fn ring(&self) -> MutexGuard<'_, Ring> {
+        self.ring.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Publishes an event. Its kind is one of [`KINDS`].
     pub fn publish(&self, kind: &str, subject: Subject<'_>, message: impl Into<String>) {
         let message = message.into();
         tracing::info!(
@@ -50,7 +179,7 @@ impl Events {
             container = subject.container,
             "{message}"
         );
-        let mut ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut ring = self.ring();
         let event = Event {
             id: ring.next,
             time: jiff::Timestamp::now().to_string(),
@@ -61,6 +190,9 @@ impl Events {
             message,
         };
         ring.next += 1;
+        if let Some(disk) = &mut ring.disk {
+            disk.write(&event);
+        }
         if ring.events.len() == KEPT {
             ring.events.pop_front();
         }
@@ -69,29 +201,215 @@ impl Events {
         let _ = self.sender.send(event);
     }
 
-    /// The kept events after `id`, and a receiver of what follows without gap.
-    pub fn after(&self, id: u64) -> (Vec<Event>, broadcast::Receiver<Event>) {
-        let ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
-        let kept = ring.events.iter().filter(|e| e.id > id).cloned().collect();
-        (kept, self.sender.subscribe())
+    /// What comes after the event with this id; 0 asks for all that are kept. An id that is higher than any is of another
+    /// history (a state folder that is no more): all that is kept comes after it, and what was lost cannot be said.
+    pub fn since(&self, id: u64) -> Since {
+        let ring = self.ring();
+        let newest = ring.next - 1;
+        let first = ring.events.front().map_or(ring.next, |event| event.id);
+        let foreign = id > newest;
+        let lost = match id {
+            0 => None,
+            _ if foreign => Some((0, first - 1)),
+            _ => Some((id + 1, first - 1)).filter(|(from, to)| from <= to),
+        };
+        let events = ring.events.iter().filter(|event| foreign || event.id > id).cloned().collect();
+        Since { lost, events, newest, channel: self.sender.subscribe() }
     }
+}
+
+/// The events in a file of lines, and whether its last line is whole.
+fn read_lines(path: &Path) -> io::Result<(Vec<Event>, bool)> {
+    let bytes = match std::fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok((Vec::new(), true)),
+        Err(error) => return Err(error),
+    };
+    let lines = bytes.split_inclusive(|byte| *byte == b'\n');
+    let events: Vec<Option<Event>> = lines.map(|line| serde_json::from_slice(line).ok()).collect();
+    let whole = bytes.is_empty() || bytes.ends_with(b"\n");
+    Ok((events.into_iter().map_while(|event| event).collect(), whole))
+}
+
+impl Disk {
+    /// Moves the mark above an id that is about to be given.
+    fn reserve(&mut self, id: u64) -> Result<(), String> {
+        if id < self.below {
+            return Ok(());
+        }
+        let below = id + RESERVED;
+        checkpoint::write(&self.mark, &Mark { below }, Durability::Host).map_err(|error| error.to_string())?;
+        self.below = below;
+        Ok(())
+    }
+
+    fn open(&self, name: &str, new: bool) -> io::Result<File> {
+        let mut options = OpenOptions::new();
+        options.create(true).append(true).mode(0o600);
+        let file = options.open(self.folder.join(name))?;
+        if new {
+            file.set_len(0)?;
+        }
+        Ok(file)
+    }
+
+    /// Goes on in the file that an earlier daemon wrote; false when that cannot be.
+    fn append(&mut self) -> bool {
+        let Ok(file) = self.open("last", false) else { return false };
+        self.bytes = file.metadata().map_or(BYTES, |file| file.len());
+        self.file = Some(file);
+        true
+    }
+
+    /// Writes these events anew, and goes on after them.
+    fn begin(&mut self, events: &VecDeque<Event>) -> io::Result<()> {
+        match std::fs::remove_file(self.folder.join("before")) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let mut file = self.open("last", true)?;
+        let mut text = Vec::new();
+        events.iter().for_each(|event| line(event, &mut text));
+        file.write_all(&text)?;
+        (self.lines, self.bytes, self.file) = (events.len(), text.len() as u64, Some(file));
+        Ok(())
+    }
+
+    /// Writes an event before anybody is told of it. A failure is told once; from then on a new daemon goes on above the
+    /// mark, and not after the last line.
+    fn write(&mut self, event: &Event) {
+        if let Err(error) = self.reserve(event.id) {
+            tracing::error!("{error}; after a restart events may have the ids of others");
+        }
+        let Some(file) = &mut self.file else { return };
+        let mut text = Vec::new();
+        line(event, &mut text);
+        let mut written = file.write_all(&text);
+        self.lines += 1;
+        self.bytes += text.len() as u64;
+        if written.is_ok() && (self.lines >= LINES || self.bytes >= BYTES) {
+            written = self.turn();
+        }
+        if let Err(error) = written {
+            tracing::error!("{}: {error}; events are kept in memory only", self.folder.display());
+            self.file = None;
+            for name in ["before", "last"] {
+                // lines that end too early would make ids be given twice
+                let _ = std::fs::remove_file(self.folder.join(name));
+            }
+        }
+    }
+
+    fn turn(&mut self) -> io::Result<()> {
+        std::fs::rename(self.folder.join("last"), self.folder.join("before"))?;
+        self.file = Some(self.open("last", true)?);
+        (self.lines, self.bytes) = (0, 0);
+        Ok(())
+    }
+}
+
+fn line(event: &Event, text: &mut Vec<u8>) {
+    // an event is text and numbers only, which serialise; JSON has no line breaks of its own
+    text.extend(serde_json::to_vec(event).unwrap_or_default());
+    text.push(b'\n');
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn layout(folder: &tempfile::TempDir) -> Layout {
+        let layout = Layout { run: folder.path().join("run"), state: folder.path().join("state") };
+        std::fs::create_dir_all(&layout.state).unwrap();
+        layout
+    }
+
+    fn publish(events: &Events, count: usize) {
+        (0..count).for_each(|n| events.publish("k", Subject::default(), n.to_string()));
+    }
+
+    fn ids(events: &Events, after: u64) -> Vec<u64> {
+        events.since(after).events.iter().map(|event| event.id).collect()
+    }
+
     #[test]
     fn the_ring_keeps_the_last_and_ids_go_up_by_one() {
         let events = Events::default();
-        for n in 0..KEPT + 10 {
-            events.publish("k", Subject::default(), n.to_string());
-        }
-        let (kept, mut receiver) = events.after(0);
-        assert_eq!((kept.len(), kept[0].id), (KEPT, 11));
-        assert!(kept.windows(2).all(|w| w[1].id == w[0].id + 1));
-        assert_eq!(events.after(KEPT as u64 + 9).0.len(), 1);
+        publish(&events, KEPT + 10);
+        let mut all = events.since(0);
+        assert_eq!((all.events.len(), all.events[0].id, all.lost), (KEPT, 11, None));
+        assert!(all.events.windows(2).all(|w| w[1].id == w[0].id + 1));
+        assert_eq!(events.since(KEPT as u64 + 9).events.len(), 1);
+        assert_eq!(events.since(4).lost, Some((5, 10)));
+        assert_eq!(events.since(10).lost, None);
         events.publish("k", Subject::default(), "last");
-        assert_eq!(receiver.try_recv().unwrap().message, "last");
+        assert_eq!(all.channel.try_recv().unwrap().message, "last");
+    }
+
+    #[test]
+    fn a_new_daemon_goes_on_where_the_last_one_was_killed() {
+        let folder = tempfile::tempdir().unwrap();
+        let layout = layout(&folder);
+        let events = Events::open(&layout).unwrap();
+        publish(&events, 3);
+        // as after SIGKILL
+        std::mem::forget(events);
+        let events = Events::open(&layout).unwrap();
+        assert_eq!(ids(&events, 0), [1, 2, 3]);
+        publish(&events, 2 * LINES + 5);
+        drop(events);
+        let events = Events::open(&layout).unwrap();
+        let kept = ids(&events, 0);
+        assert_eq!((kept.len(), kept.last()), (KEPT, Some(&(2 * LINES as u64 + 8))));
+        publish(&events, 1);
+        assert_eq!(ids(&events, 2 * LINES as u64 + 8), [2 * LINES as u64 + 9]);
+        assert_eq!(std::fs::read_dir(layout.events()).unwrap().count(), 2);
+        // a line that was cut short is not told, and not built upon
+        std::fs::write(layout.events().join("last"), "{\"id\":").unwrap();
+        drop(events);
+        let events = Events::open(&layout).unwrap();
+        publish(&events, 1);
+        drop(events);
+        let kept = ids(&Events::open(&layout).unwrap(), 0);
+        assert!(kept.windows(2).all(|pair| pair[1] == pair[0] + 1), "{kept:?}");
+    }
+
+    #[test]
+    fn ids_are_never_given_twice_when_the_lines_are_gone() {
+        let folder = tempfile::tempdir().unwrap();
+        let layout = layout(&folder);
+        let events = Events::open(&layout).unwrap();
+        publish(&events, 7);
+        drop(events);
+        // a reboot
+        std::fs::remove_dir_all(&layout.run).unwrap();
+        let events = Events::open(&layout).unwrap();
+        let since = events.since(7);
+        assert_eq!((since.lost, since.events.len()), (Some((8, RESERVED)), 0));
+        publish(&events, 1);
+        assert_eq!(ids(&events, 7), [RESERVED + 1]);
+        drop(events);
+        // lines that are ahead of the mark are another host's
+        std::fs::remove_file(layout.event_mark()).unwrap();
+        let events = Events::open(&layout).unwrap();
+        publish(&events, 1);
+        assert_eq!(ids(&events, 0), [1]);
+        assert_eq!(events.since(900).lost, Some((0, 0)));
+        assert_eq!(ids(&events, 900), [1]);
+    }
+
+    #[test]
+    fn a_folder_that_cannot_be_written_costs_no_id() {
+        let folder = tempfile::tempdir().unwrap();
+        let layout = layout(&folder);
+        let events = Events::open(&layout).unwrap();
+        publish(&events, 2);
+        events.ring().disk.as_mut().unwrap().file = Some(File::open("/dev/null").unwrap());
+        publish(&events, 2);
+        assert_eq!(ids(&events, 0), [1, 2, 3, 4]);
+        drop(events);
+        let events = Events::open(&layout).unwrap();
+        publish(&events, 1);
+        assert!(ids(&events, 0)[0] > 4);
     }
 }

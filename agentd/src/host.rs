@@ -26,6 +26,7 @@ use agentd_isolators::{ContainerContext, Isolator};
 use agentd_logging::Capture;
 use agentd_metrics::host::HostFacts;
 
+use crate::access::audit::{self, Audit};
 use crate::config::{Config, DiskEnforcement, Subnet6};
 use crate::events::{Events, Subject};
 use crate::layout::Layout;
@@ -52,6 +53,8 @@ pub struct Host {
     pub disk: Arc<Disk>,
     /// Volumes.
     pub volumes: Arc<Volumes>,
+    /// Roots of containers.
+    pub rootfs: Arc<Rootfs>,
     /// Networks.
     pub network: Arc<Network>,
     /// Images.
@@ -60,6 +63,12 @@ pub struct Host {
     pub capture: Capture,
     /// Events.
     pub events: Events,
+    /// The audit log, for calls and sessions.
+    pub audit: Arc<Audit>,
+    /// Sessions in containers.
+    pub sessions: Arc<crate::session::Registry>,
+    /// What this daemon can hand on.
+    pub capabilities: HostCapabilities,
     /// Sandboxes.
     pub sandboxes: Arc<Sandboxes>,
     /// Ready sandboxes.
@@ -101,12 +110,12 @@ impl Host {
         let host_files =
             HostFiles::new(config.host_files.etc.iter().map(|p| p.to_string_lossy().into_owned()).collect())
                 .map_err(text)?;
-        let rootfs = Rootfs::new(
+        let rootfs = Arc::new(Rootfs::new(
             Arc::clone(&mounter),
             Arc::clone(&disk),
             ids.clone(),
             RootfsSettings { host_files, ..RootfsSettings::default() },
-        );
+        ));
         let paths = HostPaths {
             allowed: config.host_files.allowed_host_paths.clone(),
             ..HostPaths::all_but(vec![layout.run.clone(), layout.state.clone(), config.paths.secrets.clone()])
@@ -136,7 +145,7 @@ impl Host {
             Arc::new(Pids::new(Arc::clone(&driver), default_pids)),
             Arc::new(Io::new(Arc::clone(&driver))),
             Arc::new(Hugetlb::new(Arc::clone(&driver))),
-            Arc::new(rootfs),
+            Arc::clone(&rootfs) as Arc<dyn Isolator>,
             Arc::clone(&volumes) as Arc<dyn Isolator>,
             Arc::new(Namespaces::new()),
             Arc::new(rlimits),
@@ -145,8 +154,17 @@ impl Host {
             Arc::new(Devices::new(launchers.as_fd())),
         ];
         let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
+        let audit = Audit::open(
+            &config.api.audit.clone().unwrap_or_else(|| layout.audit()),
+            audit::file::Settings {
+                max_bytes: config.api.audit_max_mib << 20,
+                files: config.api.audit_files as usize,
+                sync: config.api.audit_sync,
+            },
+        )?;
         let secrets = crate::secrets::Secrets::new(config.paths.secrets.clone(), credentials);
         let fetcher = agentd_fetcher::Fetcher::new(fetcher_settings(&config, &layout));
+        let events = Events::open(&layout)?;
         let host = Arc::new(Self {
             memory: Memory::new(Arc::clone(&driver)),
             config,
@@ -155,10 +173,14 @@ impl Host {
             driver,
             disk,
             volumes,
+            rootfs,
             network,
             images,
             capture,
-            events: Events::default(),
+            events,
+            audit: Arc::new(audit),
+            sessions: Arc::default(),
+            capabilities,
             sandboxes,
             pool,
             cores,
@@ -325,6 +347,10 @@ fn network_settings(config: &Config, layout: &Layout) -> NetworkSettings {
     settings.port_range = (network.port_range.first, network.port_range.last);
     settings.aliases.clone_from(&network.aliases);
     settings.host_access = network.host_access;
+    settings.daemon_ports = config.api.addresses().iter().map(std::net::SocketAddr::port).collect();
+    settings.daemon_ports.sort_unstable();
+    settings.daemon_ports.dedup();
+    settings.daemon_access = config.api.pods_may_connect;
     settings.allow_metadata = network.allow_metadata;
     settings.allow_inbound = network.allow_inbound;
     settings.cni_conf_dir.clone_from(&config.paths.cni_config);

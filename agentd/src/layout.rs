@@ -11,8 +11,11 @@
 //!     exits/<key>.<attempt>         exit statuses, written by pod-init before it forgets them
 //!     instance.json                 checkpoint of the instance; absent for a ready sandbox of the pool
 //!   network/                        address leases, host ports, CNI results
+//!   events/                         the last events, and so many before them: JSON lines
+//!   idempotency/<hash>.json         calls with an idempotency key, and their answers
 //! <state>/                          /var/lib/agentd; on disk. Mode 0700
 //!   specs/<pod>.json                specifications of persistent pods, fsync'd
+//!   events.json                     the id below which every event's id is
 //!   sandboxes/<instance>/           what the pod writes, below its disk limit (loop file or quota)
 //!     sandbox/<container>/          /mnt/mesos/sandbox
 //!     volumes/<name>/               ephemeral volumes
@@ -22,6 +25,7 @@
 //!   images/                         the image store
 //!   artifacts/                      cached artifacts
 //!   logs/<instance>/<container>.log container logs
+//!   audit/audit.log                 audit log (configurable), its earlier files, and its head
 //! ```
 //!
 //! Files are written under a temporary name and renamed; those below `<state>` are fsync'd first, and their folder after.
@@ -53,6 +57,18 @@ impl Layout {
     /// The lock of the instance name.
     pub fn lock(&self) -> PathBuf {
         self.run.join("lock")
+    }
+    /// The last events.
+    pub fn events(&self) -> PathBuf {
+        self.run.join("events")
+    }
+    /// High-water mark of the ids of events.
+    pub fn event_mark(&self) -> PathBuf {
+        self.state.join("events.json")
+    }
+    /// Calls with an idempotency key.
+    pub fn idempotency(&self) -> PathBuf {
+        self.run.join("idempotency")
     }
     /// Boot id when the daemon last ran.
     pub fn boot(&self) -> PathBuf {
@@ -113,6 +129,11 @@ impl Layout {
     /// Container logs.
     pub fn logs(&self) -> PathBuf {
         self.state.join("logs")
+    }
+
+    /// The audit log where the configuration names no other.
+    pub fn audit(&self) -> PathBuf {
+        self.state.join("audit/audit.log")
     }
 
     /// Makes the folders that must exist before anything else, mode 0700. Others may pass through the run folder, to the

@@ -9,6 +9,7 @@
 //! - [`host`] holds what instances share: isolators, image store, log capture, events; one thread reads the kernel's log
 //!   for victims of memory limits.
 
+pub mod access;
 pub mod admission;
 pub mod api;
 pub mod checkpoint;
@@ -16,16 +17,24 @@ pub mod config;
 pub mod ctl;
 pub mod daemon;
 pub mod doctor;
+#[cfg(test)]
+mod documents;
 pub mod events;
 pub mod failpoint;
+pub mod files;
+pub mod forward;
 pub mod host;
 pub mod instance;
 pub mod launch;
 pub mod layout;
 pub mod lifecycle;
+pub mod mesos;
 pub mod node;
 pub mod placement;
 pub mod pool;
 pub mod recovery;
 pub mod sandbox;
 pub mod secrets;
+pub mod session;
+pub mod target;
+pub mod usage;

@@ -22,6 +22,8 @@ use crate::failpoint;
 use crate::host::Host;
 use crate::instance::{self, Handle};
 use crate::layout::Layout;
+use crate::session::{Begin, Session};
+use crate::target;
 
 /// Why something could not be done for a pod.
 #[derive(Debug, thiserror::Error)]
@@ -29,12 +31,25 @@ pub enum NodeError {
     /// The specification is wrong, or this host cannot honour it.
     #[error("the pod is refused: {}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
     Invalid(Vec<Violation>),
+    /// A request about a pod is wrong, or this host cannot honour it.
+    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+    BadRequest(Vec<Violation>),
     /// There is no such pod.
     #[error("there is no pod {0}; `agentctl pod ls` lists those that there are")]
     NotFound(String),
     /// The request contradicts what there is.
     #[error("{0}")]
     Conflict(String),
+    /// The pod has another version than the request was made for.
+    #[error("the pod {pod} has the version {found}, expected {}; read it again, and change what it is now", .expected.join(" or "))]
+    Stale {
+        /// The pod.
+        pod: String,
+        /// The version that it has.
+        found: String,
+        /// The versions of which it was to have one.
+        expected: Vec<String>,
+    },
     /// The host has not enough left.
     #[error("not enough is free on this host: {}", .0.one_line())]
     Insufficient(Shortfall),
@@ -171,6 +186,8 @@ impl Node {
     }
 
     fn enter(&self, pod: &str, handle: Handle) {
+        let subject = Subject { pod: Some(pod), instance: Some(&handle.id), container: None };
+        self.host.events.publish("instance-created", subject, "created");
         if let Some(entry) = self.lock().get_mut(pod) {
             entry.instances.push(handle);
             entry.changed.send_modify(|n| *n += 1);
@@ -200,8 +217,8 @@ impl Node {
     }
 
     /// Changes cpus and memory of a pod's containers, and its number of instances, in place. Other changes are refused
-    /// by name.
-    pub async fn update(&self, spec: PodSpec) -> Result<PodStatus, NodeError> {
+    /// by name, and all where the pod has none of the `expected` versions.
+    pub async fn update(&self, spec: PodSpec, expected: Option<&[String]>) -> Result<PodStatus, NodeError> {
         let id = spec.id.clone();
         let turn = self.turn(&id)?;
         let _turn = turn.lock().await;
@@ -213,6 +230,7 @@ impl Node {
         if removing {
             return Err(NodeError::Conflict(format!("the pod {id} is being removed")));
         }
+        refuse_stale(&old, expected)?;
         let mut spec = spec;
         spec.version.clone_from(&old.version);
         let fields = changed_elsewhere(&old, &spec);
@@ -286,7 +304,7 @@ impl Node {
             handles.reverse();
         }
         for handle in handles.into_iter().take(count) {
-            self.discard(&handle).await?;
+            self.discard(id, &handle).await?;
             if let Some(entry) = self.lock().get_mut(id) {
                 entry.instances.retain(|h| h.id != handle.id);
                 entry.changed.send_modify(|n| *n += 1);
@@ -296,21 +314,29 @@ impl Node {
     }
 
     /// Ends an instance and removes what is left of it: logs, checkpoint, folder.
-    async fn discard(&self, handle: &Handle) -> Result<(), NodeError> {
+    async fn discard(&self, pod: &str, handle: &Handle) -> Result<(), NodeError> {
         handle.stop().await;
         failpoint::pass("remove.instance-ended");
         if let Err(error) = self.host.capture.remove(&handle.id).await {
             tracing::warn!(instance = handle.id, "{error}");
         }
-        self.host.sandboxes.destroy(&handle.id).await.map_err(NodeError::Failed)
+        self.host.sandboxes.destroy(&handle.id).await.map_err(NodeError::Failed)?;
+        let subject = Subject { pod: Some(pod), instance: Some(&handle.id), container: None };
+        self.host.events.publish("instance-removed", subject, "removed");
+        Ok(())
     }
 
     /// Ends a pod and removes everything of it. Returns when nothing is left.
     pub async fn remove(&self, id: &str) -> Result<(), NodeError> {
+        self.remove_if(id, None).await
+    }
+
+    /// The same, unless the pod has none of the `expected` versions.
+    pub async fn remove_if(&self, id: &str, expected: Option<&[String]>) -> Result<(), NodeError> {
         let turn = self.turn(id)?;
         let _turn = turn.lock().await;
         // another remove may have been first
-        self.get(id)?;
+        refuse_stale(&self.get(id)?.spec, expected)?;
         self.take_down(id).await
     }
 
@@ -323,7 +349,7 @@ impl Node {
         };
         self.write(&Wanted { spec: spec.clone(), removing: true }).map_err(NodeError::Failed)?;
         failpoint::pass("remove.marked");
-        let ends = handles.iter().map(|handle| self.discard(handle));
+        let ends = handles.iter().map(|handle| self.discard(id, handle));
         for result in futures_util::future::join_all(ends).await {
             result?;
         }
@@ -391,6 +417,43 @@ impl Node {
         }
     }
 
+    /// Begins a session in a running container.
+    pub async fn begin_session(&self, begin: Begin) -> Result<Session, NodeError> {
+        let status = self.get(&begin.pod)?;
+        let request = &begin.request;
+        let target = target::find(&status, request.instance.as_deref(), request.container.as_deref())?;
+        let handle = {
+            let pods = self.lock();
+            let entry = pods.get(&begin.pod).ok_or_else(|| NodeError::NotFound(begin.pod.clone()))?;
+            entry.instances.iter().find(|handle| handle.id == target.instance).cloned()
+        };
+        let handle = handle.ok_or_else(|| NodeError::Conflict(format!("the instance {} has ended", target.instance)))?;
+        let joinable = handle.join(target.slot).await.map_err(NodeError::Conflict)?;
+        let (host, spec) = (Arc::clone(&self.host), status.spec);
+        // a client that goes away does not leave it half made
+        let begun = tokio::spawn(async move { host.sessions.begin(&host, &spec, &target, joinable, begin).await });
+        begun.await.map_err(|error| NodeError::Failed(format!("the session cannot be begun: {error}")))?
+    }
+
+    /// All sessions.
+    pub fn sessions(&self) -> Vec<Session> {
+        self.host.sessions.list()
+    }
+
+    /// One session.
+    pub fn session(&self, id: &str) -> Result<Session, NodeError> {
+        self.host.sessions.get(id)
+    }
+
+    /// What containers have used.
+    pub async fn usage(&self, pod: Option<&str>) -> Result<Vec<agentd_api::message::ContainerUsage>, NodeError> {
+        let pods = match pod {
+            Some(id) => vec![self.get(id)?],
+            None => self.list(),
+        };
+        crate::usage::of(&self.host, pods).await.map_err(NodeError::Failed)
+    }
+
     /// The node as a whole.
     pub fn info(&self) -> NodeInfo {
         let free: NodeResources = self.ledger.free().into();
@@ -417,6 +480,17 @@ fn refuse_known(pods: &BTreeMap<String, Entry>, id: &str) -> Result<(), NodeErro
         )));
     }
     Ok(())
+}
+
+/// Refuses a change that was made for another version. To be asked while the pod's turn is held.
+fn refuse_stale(spec: &PodSpec, expected: Option<&[String]>) -> Result<(), NodeError> {
+    let found = spec.version.as_deref().unwrap_or_default();
+    match expected {
+        Some(expected) if expected.iter().all(|version| version != found) => {
+            Err(NodeError::Stale { pod: spec.id.clone(), found: found.to_owned(), expected: expected.to_vec() })
+        }
+        _ => Ok(()),
+    }
 }
 
 impl Entry {

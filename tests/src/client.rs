@@ -64,7 +64,7 @@ impl Client {
         );
         stream.write_all(head.as_bytes())?;
         stream.write_all(body.as_bytes())?;
-        read_response(&mut BufReader::new(stream))
+        read_answer(&mut BufReader::new(stream))
     }
 
     #[track_caller]
@@ -176,7 +176,7 @@ fn broken(what: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, what.to_owned())
 }
 
-fn read_response(stream: &mut impl BufRead) -> io::Result<Response> {
+pub(crate) fn read_answer(stream: &mut impl BufRead) -> io::Result<Response> {
     let mut line = String::new();
     stream.read_line(&mut line)?;
     let status = line.split(' ').nth(1).and_then(|word| word.parse().ok());
@@ -202,6 +202,8 @@ fn read_response(stream: &mut impl BufRead) -> io::Result<Response> {
     let mut body = Vec::new();
     if chunked {
         read_chunks(stream, &mut body)?;
+    } else if status == 101 {
+        // what follows is another protocol
     } else if let Some(length) = length {
         body.resize(length, 0);
         stream.read_exact(&mut body)?;
@@ -239,7 +241,7 @@ mod tests {
 
     #[test]
     fn answers_are_read_in_each_of_their_forms() {
-        let read = |text: &str| read_response(&mut text.as_bytes());
+        let read = |text: &str| read_answer(&mut text.as_bytes());
         let plain = read("HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\n{\"a\": 1}rest").unwrap();
         assert_eq!((plain.status, plain.json["a"].as_u64()), (200, Some(1)));
         let chunked =

@@ -19,16 +19,21 @@
 //! everything of that instance from the host, also after a test that failed or a daemon that was killed.
 
 pub mod arena;
+pub mod attached;
 mod client;
 mod daemon;
+pub mod exec;
 pub mod host;
 pub mod images;
 pub mod layout_server;
 pub mod marked;
+pub mod mutate;
 pub mod pods;
 mod poll;
 pub mod registry;
+pub mod relay;
 mod snapshot;
+pub mod terminal;
 pub mod wire;
 
 pub use arena::Arena;

@@ -44,6 +44,10 @@ const REMOVE: &[&str] =
     &["remove.marked", "stop.terminated", "stop.killed", "remove.instance-ended", "remove.spec-removed"];
 /// Points passed when a pod's resources are changed.
 const UPDATE: &[&str] = &["update.spec-written", "update.applied", "update.recorded"];
+/// Points passed when a session is begun, and before anything of it lasts.
+const SESSION_BEGIN: &[&str] = &["session.cgroup-made", "session.spare-forked"];
+/// Points passed when a session runs, and when it has ended.
+const SESSION: &[&str] = &["session.started", "session.ended"];
 /// Points passed when an image is imported.
 const IMPORT: &[&str] = &["pull.manifest", "pull.layer.unpacked", "pull.layer.renamed", "pull.synced", "pull.record"];
 /// Further points passed when it comes from a registry.
@@ -581,13 +585,59 @@ fn layout_of(scene: &Scene, tag: &str) -> PathBuf {
 }
 
 /// The list in the daemon's source is the list here, so that no point goes untested.
+/// The sessions that the daemon knows.
+fn sessions(scene: &Scene) -> Vec<Value> {
+    scene.client.get("/v1/sessions").json.as_array().cloned().unwrap_or_default()
+}
+
+/// Begins a session in the bystander and lets the daemon die at a point of that.
+fn begin_and_die(scene: &mut Scene, point: &str, command: &Value) {
+    scene.arm(point);
+    let path = format!("{}/exec", Client::pod_path(BYSTANDER));
+    let asking = scene.provoke("POST", &path, Some(json!({"command": command})));
+    scene.revive(point);
+    asking.join().unwrap();
+}
+
+#[test]
+fn a_session_cut_short_before_its_program_ran_leaves_nothing() {
+    privileged!();
+    let mut scene = Scene::new(Options::new());
+    for point in SESSION_BEGIN {
+        let mark = scene.mark(&name_of(point));
+        begin_and_die(&mut scene, point, &json!(["/bin/sh", "-c", "sleep 60", mark]));
+        assert_eq!(sessions(&scene), [] as [Value; 0], "{point}");
+        assert!(marked::processes(&mark).is_empty(), "{point}: its program runs");
+        scene.nothing_left(point);
+    }
+}
+
+#[test]
+fn a_session_goes_on_without_its_daemon_and_its_end_is_known() {
+    privileged!();
+    let mut scene = Scene::new(Options::new());
+    for point in SESSION {
+        let mark = scene.mark(&name_of(point));
+        begin_and_die(&mut scene, point, &json!(["/bin/sh", "-c", "echo said; sleep 0.5; exit 9", mark]));
+        let found = sessions(&scene);
+        assert_eq!(found.len(), 1, "{point}: {found:?}");
+        let id = found[0]["id"].as_str().unwrap().to_owned();
+        let waited = scene.client.get(&format!("/v1/sessions/{id}/wait?timeout=20"));
+        assert_eq!(waited.json["exit"], json!({"code": 9}), "{point}: {}", waited.text);
+        assert_eq!(waited.json["outputBytes"], 5, "{point}: {}", waited.text);
+        assert_eq!(scene.client.request("DELETE", &format!("/v1/sessions/{id}"), None).status, 204, "{point}");
+        assert!(eventually(DEADLINE, || sessions(&scene).is_empty()), "{point}: {:?}", sessions(&scene));
+        scene.nothing_left(point);
+    }
+}
+
 #[test]
 fn every_fail_point_is_tested() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../agentd/src/failpoint.rs");
     let source = fs::read_to_string(path).unwrap();
     let list = source.split_once("NAMES: &[&str] = &[").unwrap().1.split_once("];").unwrap().0;
     let listed: BTreeSet<&str> = list.split('"').skip(1).step_by(2).collect();
-    let groups = [SANDBOX, START, EXIT, RELEASE, REMOVE, UPDATE, IMPORT, PULL, FORGET];
+    let groups = [SANDBOX, START, EXIT, RELEASE, REMOVE, UPDATE, IMPORT, PULL, FORGET, SESSION_BEGIN, SESSION];
     let tested: BTreeSet<&str> = groups.into_iter().flatten().copied().collect();
     assert_eq!(listed, tested);
 }

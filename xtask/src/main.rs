@@ -24,7 +24,7 @@ const USAGE: &str = "usage: cargo xtask TASK
   test [--with-peers] [TIER…] [-- ARG…] run tests; tiers: layers lint unit privileged interop; default all
                                         --with-peers first installs what the tests talk to (apt-get)
                                         ARG…: filters, given to the test runner
-  bench NAME [--quick]                  measure; names: pods (needs root)
+  bench NAME [--quick]                  measure; names: pods exec (need root)
   image DIR                             write the demo's image as an OCI layout folder
   check-layers                          hold that the crates import each other only downwards";
 

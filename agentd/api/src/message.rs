@@ -144,3 +144,43 @@ pub enum Progress {
         message: String,
     },
 }
+
+/// One container of `GET /v1/usage`. Counters only grow while the container runs its attempt.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ContainerUsage {
+    /// Pod.
+    pub pod: String,
+    /// Instance.
+    pub instance: String,
+    /// Container.
+    pub container: String,
+    /// Number of its start.
+    pub attempt: u32,
+    /// When this was read, RFC 3339.
+    pub time: String,
+    /// CPU time, nanoseconds.
+    pub cpu_ns: u64,
+    /// Its CPU limit, thousandths of a CPU; absent without one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_limit_milli: Option<u64>,
+    /// Memory in use now, bytes.
+    pub memory_bytes: u64,
+    /// Its memory limit, bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_limit_bytes: Option<u64>,
+    /// Processes and threads.
+    pub pids: u64,
+    /// Bytes read from and written to block devices, where the host counts them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub io_read_bytes: Option<u64>,
+    /// Bytes written to block devices.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub io_write_bytes: Option<u64>,
+    /// Bytes that the pod received; its containers share the network.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network_receive_bytes: Option<u64>,
+    /// Bytes that the pod sent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network_transmit_bytes: Option<u64>,
+}

@@ -37,4 +37,7 @@ pub struct Problem {
     /// Each violated field; empty where no field is at fault.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub errors: Vec<Violation>,
+    /// Id of the request, as in the header `X-Request-Id` of the answer and in the daemon's log.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request: Option<String>,
 }

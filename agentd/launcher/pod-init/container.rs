@@ -29,10 +29,10 @@ pub fn pause() -> ! {
 
 /// Waits for the plan, carries it out, and never returns. `target`: the process whose namespaces are joined.
 pub fn wait_for_plan(socket: &OwnedFd, target: Option<&OwnedFd>) -> ! {
-    let mut flag = [0; 8];
-    let failure = match socket::receive(socket.as_fd(), &mut flag, true) {
+    let mut head = [0; 8];
+    let failure = match socket::receive(socket.as_fd(), &mut head, true) {
         Ok((0, _)) => sys::exit(0),
-        Ok((_, fds)) => match become_container(socket, target, flag[0] != 0, fds) {
+        Ok((_, fds)) => match become_container(socket, target, streams_of(head), fds) {
             Ok(never) => match never {},
             Err(failure) => failure,
         },
@@ -43,32 +43,60 @@ pub fn wait_for_plan(socket: &OwnedFd, target: Option<&OwnedFd>) -> ! {
     sys::exit(127)
 }
 
+/// What the head of the message with the plan says of the standard streams.
+#[derive(Clone, Copy)]
+enum Streams {
+    /// Descriptors come with the plan, so many of them.
+    Given(usize),
+    /// A new terminal of this size.
+    Terminal(libc::winsize),
+}
+
+fn streams_of(head: [u8; 8]) -> Streams {
+    match head[0] {
+        0 => Streams::Given(2),
+        1 => Streams::Given(3),
+        _ => Streams::Terminal(libc::winsize {
+            ws_row: u16::from_ne_bytes([head[1], head[2]]),
+            ws_col: u16::from_ne_bytes([head[3], head[4]]),
+            ws_xpixel: 0,
+            ws_ypixel: 0,
+        }),
+    }
+}
+
 fn become_container(
     socket: &OwnedFd,
     target: Option<&OwnedFd>,
-    stdio: bool,
+    streams: Streams,
     fds: Vec<OwnedFd>,
 ) -> Step<std::convert::Infallible> {
     let mut fds = fds.into_iter();
     let memory = fds.next().ok_or_else(|| refused("the plan is missing"))?;
-    let given = if stdio { 3 } else { 2 };
-    let streams: Vec<OwnedFd> = fds.by_ref().take(given).collect();
-    if streams.len() != given {
+    let given = if let Streams::Given(count) = streams { count } else { 0 };
+    let ends: Vec<OwnedFd> = fds.by_ref().take(given).collect();
+    if ends.len() != given {
         return Err(refused("standard streams are missing"));
     }
     let fds: Vec<OwnedFd> = fds.collect();
     let plan = ContainerPlan::decode(&read_all(&memory)?).map_err(|e| refused(e.to_string()))?;
     drop(memory);
     if let Some(target) = target {
+        let tree = if plan.target.is_some() { Some(stand_beside(target)?) } else { None };
         join(socket, target, &plan)?;
+        if tree.is_some() {
+            mounts::build(&plan, &fds, tree.as_ref())?;
+        }
     } else {
         if let Some(index) = plan.network_namespace {
             sys::setns(descriptor(&fds, index)?, libc::CLONE_NEWNET, "enter the network namespace")?;
         }
         sys::unshare(libc::CLONE_NEWCGROUP, "unshare the cgroup namespace")?;
-        mounts::build(&plan, &fds)?;
+        mounts::build(&plan, &fds, None)?;
     }
-    standard_streams(streams)?;
+    if given > 0 {
+        standard_streams(ends)?;
+    }
     // SAFETY: marks every descriptor from 3 on close-on-exec; CLOSE_RANGE_CLOEXEC is 4.
     check(unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, 4) }, "close_range")?;
     oom_score(plan.oom_score_adj)?;
@@ -84,7 +112,7 @@ fn become_container(
         libc::umask(plan.umask);
     }
     reset_signals();
-    if target.is_none() {
+    if target.is_none() || plan.target.is_some() {
         make_working_directory(&plan.cwd)?;
         if plan.root_readonly {
             let root = sys::open_in(sys_root()?.as_fd(), b"/", libc::O_PATH | libc::O_DIRECTORY)?;
@@ -94,8 +122,15 @@ fn become_container(
             sys::setns(descriptor(&fds, index)?, libc::CLONE_NEWUSER, "enter the user namespace")?;
         }
     }
+    // a folder that only the container's root may enter is entered before its user is taken, as others do
+    let entered = target.is_some() && enter_working_directory(&plan.cwd).is_ok();
     drop_privileges(&plan)?;
-    enter_working_directory(&plan.cwd)?;
+    if let Streams::Terminal(size) = streams {
+        terminal(socket, size)?;
+    }
+    if !entered {
+        enter_working_directory(&plan.cwd)?;
+    }
     exec(&plan)
 }
 
@@ -132,11 +167,30 @@ fn read_all(memory: &OwnedFd) -> Step<Vec<u8>> {
     Ok(bytes)
 }
 
+/// Copies the mounts of a running container, and makes a mount namespace beside it, from pod-init's nearly empty one.
+fn stand_beside(target: &OwnedFd) -> Step<OwnedFd> {
+    const TREE_CLONE: u32 = 1;
+    let recursive = TREE_CLONE | libc::O_CLOEXEC as u32 | libc::AT_RECURSIVE as u32;
+    // SAFETY: plain integers; the parent is pod-init, which outlives its spares, and the result is a new descriptor.
+    let parent = unsafe {
+        let fd = check(libc::syscall(libc::SYS_pidfd_open, libc::getppid(), 0), "pidfd_open of pod-init")?;
+        OwnedFd::from_raw_fd(fd as RawFd)
+    };
+    sys::setns(target.as_fd(), libc::CLONE_NEWNS, "look into the container's mounts")?;
+    let tree = sys::open_tree(libc::AT_FDCWD, c"/", recursive)?;
+    sys::setns(parent.as_fd(), libc::CLONE_NEWNS, "return to pod-init's mounts")?;
+    sys::unshare(libc::CLONE_NEWNS, "unshare the mounts")?;
+    sys::set_propagation(libc::MS_SLAVE, true)?;
+    Ok(tree)
+}
+
 /// Enters the namespaces of a running container; a pid namespace holds only for children, so one more fork is made, as a
 /// child of pod-init.
 fn join(socket: &OwnedFd, target: &OwnedFd, plan: &ContainerPlan) -> Step<()> {
     let user = if plan.user_namespace.is_some() { libc::CLONE_NEWUSER } else { 0 };
-    let flags = libc::CLONE_NEWNS
+    // a debug container has mounts of its own
+    let mounts = if plan.target.is_none() { libc::CLONE_NEWNS } else { 0 };
+    let flags = mounts
         | libc::CLONE_NEWPID
         | libc::CLONE_NEWCGROUP
         | libc::CLONE_NEWNET
@@ -151,6 +205,51 @@ fn join(socket: &OwnedFd, target: &OwnedFd, plan: &ContainerPlan) -> Step<()> {
             sys::exit(i32::from(sent.is_err()))
         }
     }
+}
+
+/// Makes a terminal in the container's own devpts, sends its master to pod-init and takes it as controlling terminal and
+/// standard streams. Done as the container's user, who so owns it. Whatever the container has put at that path, what is
+/// opened must be the multiplexer of a devpts, and the terminal is had from the master and not by a path.
+fn terminal(socket: &OwnedFd, size: libc::winsize) -> Step<()> {
+    const DEVPTS_MAGIC: libc::c_long = 0x1cd1;
+    let root = sys_root()?;
+    let master = sys::open_in(root.as_fd(), b"/dev/pts/ptmx", libc::O_RDWR | libc::O_NOCTTY)?;
+    // SAFETY: zeroed structures are filled by the calls.
+    let (magic, device) = unsafe {
+        let mut system: libc::statfs = std::mem::zeroed();
+        check(libc::c_long::from(libc::fstatfs(master.as_raw_fd(), &raw mut system)), "statfs of the terminal")?;
+        let mut stat: libc::stat = std::mem::zeroed();
+        check(libc::c_long::from(libc::fstat(master.as_raw_fd(), &raw mut stat)), "stat of the terminal")?;
+        (system.f_type as libc::c_long, stat.st_rdev)
+    };
+    if magic != DEVPTS_MAGIC || device != libc::makedev(5, 2) {
+        return Err(refused("/dev/pts/ptmx is not the multiplexer of a devpts"));
+    }
+    let unlock: libc::c_int = 0;
+    // SAFETY: unlock and size are live for the calls; the result of TIOCGPTPEER is a new descriptor.
+    let slave = unsafe {
+        let fd = master.as_raw_fd();
+        check(libc::c_long::from(libc::ioctl(fd, libc::TIOCSPTLCK, &raw const unlock)), "unlock the terminal")?;
+        check(libc::c_long::from(libc::ioctl(fd, libc::TIOCSWINSZ, &raw const size)), "size of the terminal")?;
+        let flags = libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC;
+        let slave = check(libc::c_long::from(libc::ioctl(fd, libc::TIOCGPTPEER, flags)), "open the terminal")?;
+        OwnedFd::from_raw_fd(slave as RawFd)
+    };
+    // SAFETY: plain integers; this process leads a session of its own (setsid above).
+    let taken = unsafe { libc::ioctl(slave.as_raw_fd(), libc::TIOCSCTTY, 0) };
+    check(libc::c_long::from(taken), "take the terminal")?;
+    // SAFETY: plain integers; only the master is made non-blocking.
+    unsafe { libc::fcntl(master.as_raw_fd(), libc::F_SETFL, libc::O_NONBLOCK) };
+    socket::send(socket.as_fd(), &Reply::Done.encode(0), &[master.as_fd()], true).map_err(|error| Failure {
+        stage: "hand over the terminal".to_owned(),
+        errno: error.raw_os_error().unwrap_or(0),
+    })?;
+    for number in 0..3 {
+        // SAFETY: plain integers; what was there is of no use any more.
+        let r = unsafe { libc::dup2(slave.as_raw_fd(), number) };
+        check(libc::c_long::from(r), "dup2 the terminal")?;
+    }
+    Ok(())
 }
 
 fn standard_streams(streams: Vec<OwnedFd>) -> Step<()> {

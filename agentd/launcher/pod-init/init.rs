@@ -7,7 +7,9 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
-use agentd_launcher::message::{Ended, PROTOCOL, ProcessEntry, ProcessState, Reply, Request, SpareKind, exit_file};
+use agentd_launcher::message::{
+    Ended, PROTOCOL, ProcessEntry, ProcessState, Reply, Request, SpareKind, Streams, exit_file,
+};
 use agentd_launcher::socket::{self, MAX_MESSAGE};
 
 use crate::sys::{self, Cloned, Failure, Step, c, check, failed, refused};
@@ -16,13 +18,6 @@ const LISTENER: u64 = u64::MAX;
 const CONNECTION: u64 = u64::MAX - 1;
 /// Set in the token of a process's socket, clear in that of its pidfd.
 const SOCKET_BIT: u64 = 1 << 32;
-
-/// The ends of the pipes of a container's standard output and error. The write ends stay open here, so that a reader
-/// that comes back after a restart finds neither end-of-file nor a broken pipe.
-struct Pipes {
-    read: [OwnedFd; 2],
-    write: [OwnedFd; 2],
-}
 
 struct Process {
     key: u32,
@@ -35,7 +30,16 @@ struct Process {
     socket: Option<OwnedFd>,
     /// Sequence number of the start request that awaits an answer.
     waiting: Option<u32>,
-    pipes: Option<Pipes>,
+    /// What agentd asks for again after its own death: read ends of pipes, its ends of a session's pipes, a terminal's
+    /// master.
+    parked: Vec<OwnedFd>,
+    /// Write ends of captured output. They stay open here, so that a reader that comes back after a restart finds neither
+    /// end-of-file nor a broken pipe.
+    writers: Vec<OwnedFd>,
+    /// Whether the start is answered with what is parked.
+    hand_out: bool,
+    /// The plan's memfd.
+    plan: Option<OwnedFd>,
 }
 
 struct PodInit {
@@ -247,15 +251,27 @@ impl PodInit {
                 self.answer(sequence, check(libc::c_long::from(r), "sethostname").map(|_| Reply::Done), &[]);
             }
             Request::Spare { key, kind } => self.spare(sequence, key, kind, &fds),
-            Request::Start { key, attempt, stdio } => self.start(sequence, key, attempt, stdio, &fds),
-            Request::Pipes { key } => {
-                let pipes = self.process(key).and_then(|p| p.pipes.as_ref());
-                let fds: Vec<OwnedFd> =
-                    pipes.map(|p| p.read.iter().filter_map(|fd| fd.try_clone().ok()).collect()).unwrap_or_default();
-                if fds.len() == 2 {
-                    self.say(sequence, &Reply::Done, &[fds[0].as_fd(), fds[1].as_fd()]);
-                } else {
-                    self.answer(sequence, Err(refused("the process has no pipes")), &[]);
+            Request::Start { key, attempt, streams } => self.start(sequence, key, attempt, streams, &fds),
+            Request::Pipes { key } => match self.process(key) {
+                Some(process) if !process.parked.is_empty() => {
+                    let fds = copies(&process.parked);
+                    let fds: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
+                    self.say(sequence, &Reply::Done, &fds);
+                }
+                _ => self.answer(sequence, Err(refused("nothing is parked for the process")), &[]),
+            },
+            Request::Unpark { key } => {
+                if let Some(process) = self.processes.iter_mut().find(|p| p.key == key)
+                    && process.parked.len() > 1
+                {
+                    process.parked.remove(0);
+                }
+                self.answer(sequence, Ok(Reply::Done), &[]);
+            }
+            Request::Plan { key } => {
+                match self.process(key).and_then(|p| p.plan.as_ref()).and_then(|plan| plan.try_clone().ok()) {
+                    Some(plan) => self.say(sequence, &Reply::Done, &[plan.as_fd()]),
+                    None => self.answer(sequence, Err(refused("no plan of the process is kept")), &[]),
                 }
             }
             Request::Signal { key, signal } => {
@@ -388,7 +404,10 @@ impl PodInit {
                     state: ProcessState::Spare,
                     socket: Some(ours),
                     waiting: None,
-                    pipes: None,
+                    parked: Vec::new(),
+                    writers: Vec::new(),
+                    hand_out: false,
+                    plan: None,
                 });
                 Ok((pid, copy))
             }
@@ -414,8 +433,8 @@ impl PodInit {
         sys::setns(pause.as_fd(), libc::CLONE_NEWPID, "enter the shared pid namespace")
     }
 
-    fn start(&mut self, sequence: u32, key: u32, attempt: u32, stdio: bool, fds: &[OwnedFd]) {
-        if let Err(failure) = self.hand_over(sequence, key, attempt, stdio, fds) {
+    fn start(&mut self, sequence: u32, key: u32, attempt: u32, streams: Streams, fds: &[OwnedFd]) {
+        if let Err(failure) = self.hand_over(sequence, key, attempt, streams, fds) {
             if let Some(at) = self.processes.iter().position(|p| p.key == key && p.waiting.is_none())
                 && self.processes[at].state == ProcessState::Spare
             {
@@ -425,35 +444,65 @@ impl PodInit {
         }
     }
 
-    fn hand_over(&mut self, sequence: u32, key: u32, attempt: u32, stdio: bool, fds: &[OwnedFd]) -> Step<()> {
+    fn hand_over(&mut self, sequence: u32, key: u32, attempt: u32, streams: Streams, fds: &[OwnedFd]) -> Step<()> {
         let process = self.processes.iter_mut().find(|p| p.key == key && p.state == ProcessState::Spare);
         let process = process.ok_or_else(|| refused("start: no such spare"))?;
         let spare = process.socket.as_ref().ok_or_else(|| refused("start: the spare has no socket"))?;
-        let mut message: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
-        if message.is_empty() {
-            return Err(refused("start: expected the plan's descriptor"));
-        }
-        let pipes = if stdio {
-            None
-        } else {
-            let (out_read, out_write) = sys::pipe()?;
-            let (err_read, err_write) = sys::pipe()?;
-            for fd in [&out_read, &err_read] {
-                // SAFETY: plain integers; only our own ends are made non-blocking.
-                unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, libc::O_NONBLOCK) };
+        let [plan, rest @ ..] = fds else { return Err(refused("start: expected the plan's descriptor")) };
+        let mut message = vec![plan.as_fd()];
+        let (mut parked, mut writers) = (Vec::new(), Vec::new());
+        let mut head = vec![0];
+        match streams {
+            Streams::Capture => {
+                for _ in 0..2 {
+                    let (read, write) = sys::pipe()?;
+                    // SAFETY: plain integers; only our own end is made non-blocking.
+                    unsafe { libc::fcntl(read.as_raw_fd(), libc::F_SETFL, libc::O_NONBLOCK) };
+                    parked.push(read);
+                    writers.push(write);
+                }
+                message.extend(writers.iter().map(AsFd::as_fd));
+                message.extend(rest.iter().map(AsFd::as_fd));
             }
-            Some(Pipes { read: [out_read, err_read], write: [out_write, err_write] })
-        };
-        if let Some(pipes) = &pipes {
-            message.insert(1, pipes.write[0].as_fd());
-            message.insert(2, pipes.write[1].as_fd());
+            Streams::Given => {
+                head[0] = 1;
+                message.extend(rest.iter().map(AsFd::as_fd));
+            }
+            Streams::Parked { kept } => {
+                let kept = usize::from(kept);
+                if rest.len() < 3 + kept {
+                    return Err(refused("start: descriptors of the streams are missing"));
+                }
+                head[0] = 1;
+                for fd in &rest[3..3 + kept] {
+                    parked.push(fd.try_clone().map_err(|_| failed("dup"))?);
+                }
+                message.extend(rest[..3].iter().chain(&rest[3 + kept..]).map(AsFd::as_fd));
+            }
+            Streams::Terminal { kept, rows, columns } => {
+                let kept = usize::from(kept);
+                if rest.len() < kept {
+                    return Err(refused("start: descriptors to be kept are missing"));
+                }
+                for fd in &rest[..kept] {
+                    parked.push(fd.try_clone().map_err(|_| failed("dup"))?);
+                }
+                head[0] = 2;
+                head.extend(rows.to_ne_bytes());
+                head.extend(columns.to_ne_bytes());
+                message.extend(rest[kept..].iter().map(AsFd::as_fd));
+            }
         }
-        socket::send(spare.as_fd(), &[u8::from(stdio)], &message, true).map_err(|error| Failure {
+        socket::send(spare.as_fd(), &head, &message, true).map_err(|error| Failure {
             stage: "hand the plan to the spare".to_owned(),
             errno: error.raw_os_error().unwrap_or(0),
         })?;
         process.attempt = attempt;
-        process.pipes = pipes;
+        process.parked = parked;
+        process.writers = writers;
+        process.hand_out = matches!(streams, Streams::Capture | Streams::Terminal { .. });
+        // one that joins another is joined by nobody
+        process.plan = if matches!(process.kind, SpareKind::Join { .. }) { None } else { plan.try_clone().ok() };
         process.state = ProcessState::Starting;
         process.waiting = Some(sequence);
         Ok(())
@@ -478,6 +527,11 @@ impl PodInit {
                     let _ = self.watch(fd, u64::from(key));
                     return;
                 }
+                if let Ok((_, Reply::Done)) = Reply::decode(&buffer[..n]) {
+                    // the master of its terminal
+                    self.processes[at].parked.extend(fds);
+                    return;
+                }
                 let reply = match Reply::decode(&buffer[..n]) {
                     Ok((_, reply @ Reply::Failed { .. })) => reply,
                     _ => Reply::Failed { stage: "the spare sent rubbish".to_owned(), errno: 0 },
@@ -497,11 +551,7 @@ impl PodInit {
                 process.state = ProcessState::Running;
                 let pid = process.pid;
                 let Some(sequence) = process.waiting.take() else { return };
-                let fds: Vec<OwnedFd> = process
-                    .pipes
-                    .as_ref()
-                    .map(|p| p.read.iter().filter_map(|fd| fd.try_clone().ok()).collect())
-                    .unwrap_or_default();
+                let fds = if process.hand_out { copies(&process.parked) } else { Vec::new() };
                 let fds: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
                 self.say(sequence, &Reply::Process { pid }, &fds);
             }
@@ -562,6 +612,11 @@ fn join_cgroups(socket: &OwnedFd, tasks: &[OwnedFd]) {
             sys::exit(127);
         }
     }
+}
+
+/// Copies of descriptors, to be sent.
+fn copies(fds: &[OwnedFd]) -> Vec<OwnedFd> {
+    fds.iter().filter_map(|fd| fd.try_clone().ok()).collect()
 }
 
 fn peer_uid(socket: BorrowedFd<'_>) -> Option<u32> {

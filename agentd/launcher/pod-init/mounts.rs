@@ -16,8 +16,8 @@ const TREE_CLOEXEC: u32 = libc::O_CLOEXEC as u32;
 const EMPTY_PATH: u32 = libc::AT_EMPTY_PATH as u32;
 const NO_EXEC_SUID_DEV: u32 = (sys::ATTR_NOSUID | sys::ATTR_NODEV | sys::ATTR_NOEXEC) as u32;
 
-/// Carries out the plan's mounts and makes the result the root.
-pub fn build(plan: &ContainerPlan, fds: &[OwnedFd]) -> Step<()> {
+/// Carries out the plan's mounts and makes the result the root. `target` is attached where the plan says.
+pub fn build(plan: &ContainerPlan, fds: &[OwnedFd], target: Option<&OwnedFd>) -> Step<()> {
     let mount = fds.get(plan.root as usize).ok_or_else(|| refused("the plan names no root"))?;
     sys::move_mount(mount.as_fd(), libc::AT_FDCWD, c"/root", "attach the root")?;
     // the detached mount's own descriptor now names the attached root
@@ -25,6 +25,12 @@ pub fn build(plan: &ContainerPlan, fds: &[OwnedFd]) -> Step<()> {
     for step in &plan.mounts {
         run(step, plan, fds, root)
             .map_err(|failure| Failure { stage: format!("{}: {}", name(step), failure.stage), errno: failure.errno })?;
+    }
+    if let (Some(tree), Some(path)) = (target, &plan.target) {
+        attach_own(root, tree.as_fd(), path).map_err(|failure| Failure {
+            stage: format!("mount the container's files: {}", failure.stage),
+            errno: failure.errno,
+        })?;
     }
     for path in &plan.masked {
         mask(root, path)?;

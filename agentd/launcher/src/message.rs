@@ -6,7 +6,11 @@
 use crate::wire::{Decoder, Encoder, Malformed};
 
 /// Version of this protocol. A pod-init of another version is still asked for its state, which never changes shape.
-pub const PROTOCOL: u32 = 1;
+/// Version 2 has [`Streams::Parked`], [`Streams::Terminal`], [`Request::Unpark`] and [`Request::Plan`].
+pub const PROTOCOL: u32 = 2;
+
+/// First version with sessions: parked streams, terminals and kept plans.
+pub const PROTOCOL_SESSIONS: u32 = 2;
 
 /// How a spare's namespaces are made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,6 +23,32 @@ pub enum SpareKind {
     Join {
         /// Key of the container's process.
         key: u32,
+    },
+}
+
+/// Where the standard streams of a process come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Streams {
+    /// pod-init makes pipes for output and error, keeps both ends of each, and answers with the read ends. Input is
+    /// `/dev/null`.
+    Capture,
+    /// agentd gives three descriptors.
+    Given,
+    /// agentd gives three descriptors for the process and `kept` more, its own ends, that pod-init keeps for a daemon
+    /// that comes back. The first of them is the write end of standard input where there is one.
+    Parked {
+        /// Number of descriptors that are kept.
+        kept: u8,
+    },
+    /// A new terminal of the container, which becomes the controlling one. pod-init keeps `kept` descriptors of agentd's
+    /// and after them the terminal's master, and answers with all of them.
+    Terminal {
+        /// Number of descriptors that are kept.
+        kept: u8,
+        /// Rows.
+        rows: u16,
+        /// Columns.
+        columns: u16,
     },
 }
 
@@ -47,19 +77,30 @@ pub enum Request {
         /// How its namespaces are made.
         kind: SpareKind,
     },
-    /// Hand a spare its plan. Descriptors: the plan's memfd, with `stdio` three for standard input, output and error,
-    /// then those that the plan names. Answer: [`Reply::Process`] once the program has been exec'd, with the read
-    /// ends of its standard output and error unless `stdio`.
+    /// Hand a spare its plan. Descriptors: the plan's memfd, those that [`Streams`] asks for, then those that the plan
+    /// names. Answer: [`Reply::Process`] once the program has been exec'd, with what [`Streams`] says.
     Start {
         /// The spare.
         key: u32,
         /// Number of this start, for the exit status file.
         attempt: u32,
-        /// Whether agentd provides standard input, output and error.
-        stdio: bool,
+        /// Where its standard input, output and error come from.
+        streams: Streams,
     },
-    /// Ask for the read ends of the pipes of a started process. Answer: [`Reply::Done`] and two descriptors.
+    /// Ask for the descriptors that are parked for a started process. Answer: [`Reply::Done`] and these, in the order in
+    /// which they were parked: two read ends with [`Streams::Capture`], agentd's with [`Streams::Parked`], agentd's and
+    /// the master with [`Streams::Terminal`].
     Pipes {
+        /// The process.
+        key: u32,
+    },
+    /// Let go of the first parked descriptor, so that closing agentd's copy closes the program's standard input.
+    Unpark {
+        /// The process.
+        key: u32,
+    },
+    /// Ask for the plan of a started process, for programs that join it. Answer: [`Reply::Done`] and the memfd.
+    Plan {
         /// The process.
         key: u32,
     },
@@ -216,11 +257,32 @@ impl Request {
                     }
                 }
             }
-            Self::Start { key, attempt, stdio } => {
+            Self::Start { key, attempt, streams } => {
                 e.u8(5);
                 e.u32(*key);
                 e.u32(*attempt);
-                e.bool(*stdio);
+                match streams {
+                    Streams::Capture => e.u8(0),
+                    Streams::Given => e.u8(1),
+                    Streams::Parked { kept } => {
+                        e.u8(2);
+                        e.u8(*kept);
+                    }
+                    Streams::Terminal { kept, rows, columns } => {
+                        e.u8(3);
+                        e.u8(*kept);
+                        e.u32(u32::from(*rows));
+                        e.u32(u32::from(*columns));
+                    }
+                }
+            }
+            Self::Unpark { key } => {
+                e.u8(11);
+                e.u32(*key);
+            }
+            Self::Plan { key } => {
+                e.u8(12);
+                e.u32(*key);
             }
             Self::Pipes { key } => {
                 e.u8(6);
@@ -261,7 +323,19 @@ impl Request {
                     _ => return Err(Malformed("unknown kind of spare")),
                 },
             },
-            5 => Self::Start { key: d.u32()?, attempt: d.u32()?, stdio: d.bool()? },
+            5 => Self::Start {
+                key: d.u32()?,
+                attempt: d.u32()?,
+                streams: match d.u8()? {
+                    0 => Streams::Capture,
+                    1 => Streams::Given,
+                    2 => Streams::Parked { kept: d.u8()? },
+                    3 => Streams::Terminal { kept: d.u8()?, rows: d.u32()? as u16, columns: d.u32()? as u16 },
+                    _ => return Err(Malformed("unknown streams")),
+                },
+            },
+            11 => Self::Unpark { key: d.u32()? },
+            12 => Self::Plan { key: d.u32()? },
             6 => Self::Pipes { key: d.u32()? },
             7 => Self::Signal { key: d.u32()?, signal: d.i32()? },
             8 => Self::Forget { key: d.u32()? },
@@ -385,7 +459,11 @@ mod tests {
             Request::Hello,
             Request::Hostname { name: "h".into() },
             Request::Spare { key: 3, kind: SpareKind::Join { key: 1 } },
-            Request::Start { key: 3, attempt: 9, stdio: true },
+            Request::Start { key: 3, attempt: 9, streams: Streams::Given },
+            Request::Start { key: 3, attempt: 9, streams: Streams::Parked { kept: 3 } },
+            Request::Start { key: 3, attempt: 9, streams: Streams::Terminal { kept: 1, rows: 24, columns: 65535 } },
+            Request::Unpark { key: 8 },
+            Request::Plan { key: 8 },
             Request::Signal { key: 1, signal: -1 },
             Request::Hold { name: "v".into() },
             Request::Shutdown,

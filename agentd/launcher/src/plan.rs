@@ -182,6 +182,9 @@ pub struct ContainerPlan {
     pub user_namespace: Option<u32>,
     /// Index of a network namespace to enter instead of the pod's (host mode).
     pub network_namespace: Option<u32>,
+    /// For a process that joins a container with a root of its own (debug container): where in that root the container's
+    /// mounts appear. Absent for all others, which see the container's root.
+    pub target: Option<Vec<u8>>,
 }
 
 impl MountStep {
@@ -302,6 +305,10 @@ impl ContainerPlan {
         e.i32(self.oom_score_adj);
         e.option(self.user_namespace.as_ref(), |e, v| e.u32(*v));
         e.option(self.network_namespace.as_ref(), |e, v| e.u32(*v));
+        // last and only where there is one, so that a pod-init of an older version reads all other plans
+        if let Some(target) = &self.target {
+            e.bytes(target);
+        }
         e.0
     }
 
@@ -330,6 +337,7 @@ impl ContainerPlan {
             oom_score_adj: d.i32()?,
             user_namespace: d.option(Decoder::u32)?,
             network_namespace: d.option(Decoder::u32)?,
+            target: if d.end().is_ok() { None } else { Some(d.bytes()?) },
         };
         d.end()?;
         if plan.argv.is_empty() {
@@ -359,6 +367,7 @@ mod tests {
             rlimits: vec![Rlimit { resource: 7, soft: 1, hard: u64::MAX }],
             user_namespace: Some(8),
             network_namespace: Some(9),
+            target: Some(b"/target".to_vec()),
             ..ContainerPlan::default()
         };
         let bytes = plan.encode();

@@ -7,7 +7,7 @@ use agentd_api::resources::Shortfall;
 use bytes::Bytes;
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full};
-use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
+use hyper::header::{ALLOW, CONTENT_TYPE, HeaderName, HeaderValue};
 use hyper::{Response, StatusCode};
 use serde::Serialize;
 
@@ -23,20 +23,34 @@ pub type Answer = Result<Response<Body>, Refusal>;
 #[derive(Debug)]
 pub struct Refusal {
     problem: Box<Problem>,
-    allow: Option<&'static str>,
+    headers: Vec<(HeaderName, HeaderValue)>,
 }
 
 impl Refusal {
     /// A refusal with a status, a stable name of its kind, and a line for people.
     pub fn new(status: StatusCode, kind: &str, detail: impl Into<String>) -> Self {
         let problem =
-            Problem { status: status.as_u16(), kind: kind.to_owned(), detail: detail.into(), errors: Vec::new() };
-        Self { problem: Box::new(problem), allow: None }
+            Problem {
+                status: status.as_u16(), kind: kind.to_owned(), detail: detail.into(), errors: Vec::new(), request: None
+            };
+        Self { problem: Box::new(problem), headers: Vec::new() }
     }
 
     /// The same, with the fields at fault.
     pub fn with(mut self, errors: Vec<Violation>) -> Self {
         self.problem.errors = errors;
+        self
+    }
+
+    /// The same, with a header in its answer.
+    pub fn with_header(mut self, name: HeaderName, value: HeaderValue) -> Self {
+        self.headers.push((name, value));
+        self
+    }
+
+    /// The same, with the id of the request that it refuses.
+    pub fn of_request(mut self, id: &str) -> Self {
+        self.problem.request = Some(id.to_owned());
         self
     }
 
@@ -69,10 +83,20 @@ impl Refusal {
     }
 
     /// A path that does not take this method.
-    pub fn wrong_method(method: &str, allow: &'static str) -> Self {
+    pub fn wrong_method(method: &str, allow: &str) -> Self {
         let method: String = method.chars().take(40).collect();
         let detail = format!("found the method {method}, expected one of: {allow}");
-        Self { allow: Some(allow), ..Self::new(StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed", detail) }
+        let refusal = Self::new(StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed", detail);
+        match HeaderValue::try_from(allow) {
+            Ok(allow) => refusal.with_header(ALLOW, allow),
+            Err(_) => refusal,
+        }
+    }
+
+    /// What the client made its request depend on does not hold.
+    pub fn precondition_failed(errors: Vec<Violation>) -> Self {
+        let detail = errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+        Self::new(StatusCode::PRECONDITION_FAILED, "precondition-failed", detail).with(errors)
     }
 
     /// What was waited for did not come in time.
@@ -90,9 +114,19 @@ impl Refusal {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "failed", detail)
     }
 
+    /// Its status.
+    pub fn status(&self) -> StatusCode {
+        StatusCode::from_u16(self.problem.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
+    }
+
     /// Its line for people.
     pub fn detail(&self) -> &str {
         &self.problem.detail
+    }
+
+    /// What is told of it.
+    pub fn into_problem(self) -> Problem {
+        *self.problem
     }
 
     /// Its problem, as JSON.
@@ -104,11 +138,10 @@ impl Refusal {
     /// As an answer.
     pub fn into_response(self) -> Response<Body> {
         let status = StatusCode::from_u16(self.problem.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        let allow = self.allow;
-        let mut response = whole(status, "application/problem+json", self.into_text());
-        if let Some(allow) = allow {
-            response.headers_mut().insert(ALLOW, HeaderValue::from_static(allow));
-        }
+        let mut refusal = self;
+        let headers = std::mem::take(&mut refusal.headers);
+        let mut response = whole(status, "application/problem+json", refusal.into_text());
+        response.headers_mut().extend(headers);
         response
     }
 }
@@ -117,11 +150,18 @@ impl From<NodeError> for Refusal {
     fn from(error: NodeError) -> Self {
         match error {
             NodeError::Invalid(errors) => Self::invalid_pod(errors),
+            NodeError::BadRequest(errors) => Self::bad_request(errors),
             NodeError::NotFound(_) => Self::not_found(error.to_string()),
             NodeError::Conflict(detail) => Self::new(StatusCode::CONFLICT, "conflict", detail),
             NodeError::Insufficient(shortfall) => {
                 let detail = "not enough is free on this host";
                 Self::new(StatusCode::CONFLICT, "insufficient-resources", detail).with(short(&shortfall))
+            }
+            NodeError::Stale { found, expected, .. } => {
+                let shown: String = expected.join(" or ").chars().take(300).collect();
+                let cure = "read the pod again, and change what it is now";
+                let message = format!("found the version {found}, expected {shown}; {cure}");
+                Self::precondition_failed(vec![Violation::new("if-match", message)])
             }
             NodeError::Failed(detail) => Self::failed(detail),
         }

@@ -1,24 +1,31 @@
 //! What the API needs of the daemon. [`Node`] is what it is given; tests give it something smaller.
 
 use std::future::Future;
+use std::os::fd::OwnedFd;
 
-use agentd_api::message::NodeInfo;
+use agentd_api::message::{ContainerUsage, NodeInfo};
 use agentd_api::pod::PodSpec;
 use agentd_api::status::PodStatus;
 use agentd_images::Store;
 use agentd_logging::Capture;
 
 use crate::events::Events;
+use crate::layout::Layout;
 use crate::node::{Node, NodeError, Until};
+use crate::session::{Begin, Session};
 
 /// The pods of a host and the services around them.
 pub trait Pods: Send + Sync + 'static {
     /// Runs a new pod.
     fn run(&self, spec: PodSpec) -> impl Future<Output = Result<PodStatus, NodeError>> + Send;
-    /// Changes a pod in place.
-    fn update(&self, spec: PodSpec) -> impl Future<Output = Result<PodStatus, NodeError>> + Send;
-    /// Ends a pod and removes everything of it.
-    fn remove(&self, id: &str) -> impl Future<Output = Result<(), NodeError>> + Send;
+    /// Changes a pod in place, if it has one of the versions that are expected.
+    fn update(
+        &self,
+        spec: PodSpec,
+        expected: Option<&[String]>,
+    ) -> impl Future<Output = Result<PodStatus, NodeError>> + Send;
+    /// Ends a pod and removes everything of it, if it has one of the versions that are expected.
+    fn remove(&self, id: &str, expected: Option<&[String]>) -> impl Future<Output = Result<(), NodeError>> + Send;
     /// Waits until a pod is as asked.
     fn wait(&self, id: &str, until: Until) -> impl Future<Output = Result<PodStatus, NodeError>> + Send;
     /// All pods.
@@ -33,6 +40,19 @@ pub trait Pods: Send + Sync + 'static {
     fn images(&self) -> &Store;
     /// Container logs.
     fn capture(&self) -> &Capture;
+    /// Begins a session in a running container.
+    fn begin(&self, begin: Begin) -> impl Future<Output = Result<Session, NodeError>> + Send;
+    /// All sessions, those that have ended and are still kept included.
+    fn sessions(&self) -> Vec<Session>;
+    /// One session.
+    fn session(&self, id: &str) -> Result<Session, NodeError>;
+    /// Where everything lies.
+    fn layout(&self) -> &Layout;
+    /// The folder with an instance's `sandbox/` and `volumes/`, also where a disk limit keeps it in a file of its own; to be
+    /// reached through the descriptor. Blocking.
+    fn open_data(&self, instance: &str) -> Result<OwnedFd, String>;
+    /// What the containers have used; of one pod or of all. A pod that is not there is an error.
+    fn usage(&self, pod: Option<&str>) -> impl Future<Output = Result<Vec<ContainerUsage>, NodeError>> + Send;
 }
 
 impl Pods for Node {
@@ -40,12 +60,16 @@ impl Pods for Node {
         Self::run(self, spec)
     }
 
-    fn update(&self, spec: PodSpec) -> impl Future<Output = Result<PodStatus, NodeError>> + Send {
-        Self::update(self, spec)
+    fn update(
+        &self,
+        spec: PodSpec,
+        expected: Option<&[String]>,
+    ) -> impl Future<Output = Result<PodStatus, NodeError>> + Send {
+        Self::update(self, spec, expected)
     }
 
-    fn remove(&self, id: &str) -> impl Future<Output = Result<(), NodeError>> + Send {
-        Self::remove(self, id)
+    fn remove(&self, id: &str, expected: Option<&[String]>) -> impl Future<Output = Result<(), NodeError>> + Send {
+        Self::remove_if(self, id, expected)
     }
 
     fn wait(&self, id: &str, until: Until) -> impl Future<Output = Result<PodStatus, NodeError>> + Send {
@@ -74,5 +98,30 @@ impl Pods for Node {
 
     fn capture(&self) -> &Capture {
         &self.host.capture
+    }
+
+    async fn begin(&self, begin: Begin) -> Result<Session, NodeError> {
+        Self::begin_session(self, begin).await
+    }
+
+    fn sessions(&self) -> Vec<Session> {
+        Self::sessions(self)
+    }
+
+    fn session(&self, id: &str) -> Result<Session, NodeError> {
+        Self::session(self, id)
+    }
+
+    fn layout(&self) -> &Layout {
+        &self.host.layout
+    }
+
+    fn open_data(&self, instance: &str) -> Result<OwnedFd, String> {
+        let folder = self.host.layout.sandbox(instance);
+        self.host.disk.open_pod_dir(instance, &folder).map_err(|error| error.to_string())
+    }
+
+    fn usage(&self, pod: Option<&str>) -> impl Future<Output = Result<Vec<ContainerUsage>, NodeError>> + Send {
+        Self::usage(self, pod)
     }
 }

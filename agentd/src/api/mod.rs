@@ -9,21 +9,37 @@
 //!
 //! Work that changes something runs in a task of its own: a client that goes away does not leave it half done.
 
-mod answer;
+pub(crate) mod answer;
 mod backend;
-mod body;
+pub(crate) mod body;
 mod connection;
+mod door;
+mod entity_tag;
 mod event_calls;
-mod handle;
+mod exec_calls;
+mod file_calls;
+mod forward_calls;
+mod frames;
+pub(crate) mod handle;
 mod image_calls;
 mod log_calls;
+mod idempotency;
+pub(crate) mod list;
 mod log_lines;
+mod openapi;
+mod patient;
+mod permit;
+pub(crate) mod operations;
 mod pod_calls;
-mod query;
+pub(crate) mod query;
 pub(crate) mod route;
-mod stream;
+mod session_calls;
+pub(crate) mod stream;
+mod strict;
 #[cfg(test)]
 pub(crate) mod tests;
+mod usage_calls;
+mod websocket;
 
 pub use backend::Pods;
-pub use connection::serve;
+pub use connection::{Limits, Listeners, serve};

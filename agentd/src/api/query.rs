@@ -1,4 +1,5 @@
-//! Query parameters: each known by name, given once, and in its range. All faults are told at once.
+//! Query parameters: each known by name, given once unless it may be repeated, and in its range. All faults are told at
+//! once.
 
 use std::time::Duration;
 
@@ -6,6 +7,7 @@ use agentd_api::problem::Violation;
 use jiff::Timestamp;
 
 use super::answer::Refusal;
+use super::operations::Parameter;
 use super::route::decode;
 
 /// Most parameters that are looked at.
@@ -23,7 +25,7 @@ pub struct Query {
 
 impl Query {
     /// Takes a query apart. `known` are the names that the call takes. A `+` means itself.
-    pub fn parse(query: Option<&str>, known: &'static [&'static str]) -> Self {
+    pub fn parse(query: Option<&str>, known: &'static [Parameter]) -> Self {
         let mut parsed = Self::default();
         let pairs = query.unwrap_or_default().split('&').filter(|pair| !pair.is_empty());
         for (number, pair) in pairs.enumerate() {
@@ -39,23 +41,25 @@ impl Query {
                     continue;
                 }
             };
-            let Some(known_name) = known.iter().find(|known| **known == name) else {
+            let Some(parameter) = known.iter().find(|known| known.name == name) else {
                 let shown: String = name.chars().take(80).collect();
                 let cure = if known.is_empty() {
                     "this call takes none".to_owned()
                 } else {
-                    format!("known here: {}", known.join(", "))
+                    let names: Vec<&str> = known.iter().map(|known| known.name).collect();
+                    format!("known here: {}", names.join(", "))
                 };
                 parsed.fault(&shown, format!("unknown query parameter; {cure}"));
                 continue;
             };
-            if parsed.values.iter().any(|(other, _)| other == known_name) {
-                parsed.fault(known_name, "given more than once; give it once");
+            let name = parameter.name;
+            if !parameter.repeated && parsed.values.iter().any(|(other, _)| *other == name) {
+                parsed.fault(name, "given more than once; give it once");
                 continue;
             }
             match decode(value) {
-                Ok(value) => parsed.values.push((known_name, value)),
-                Err(fault) => parsed.fault(known_name, fault),
+                Ok(value) => parsed.values.push((name, value)),
+                Err(fault) => parsed.fault(name, fault),
             }
         }
         parsed
@@ -74,6 +78,20 @@ impl Query {
             return None;
         }
         Some(value)
+    }
+
+    /// All values of a parameter that may be repeated, in their order.
+    pub fn all(&mut self, name: &'static str) -> Vec<String> {
+        let mut all = Vec::new();
+        while let Some(at) = self.values.iter().position(|(known, _)| *known == name) {
+            let (_, value) = self.values.remove(at);
+            if value.is_empty() {
+                self.fault(name, "found no value; give one, or leave the parameter out");
+            } else {
+                all.push(value);
+            }
+        }
+        all
     }
 
     fn read<T>(&mut self, name: &'static str, expected: &str, read: impl FnOnce(&str) -> Option<T>) -> Option<T> {

@@ -1,10 +1,11 @@
-//! From method and path to the call that is meant.
+//! From method and path to the call that is meant, by the table of [`super::operations`].
 
 use agentd_api::problem::Violation;
 use hyper::Method;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 
 use super::answer::Refusal;
+use super::operations::{OPERATIONS, Operation, Parameter};
 
 /// What a request asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,31 +40,47 @@ pub enum Route {
     Version,
     /// `GET /healthz`
     Health,
+    /// `GET /v1/openapi.json`
+    OpenApi,
+    /// `GET /v1/usage`
+    Usage,
+    /// `POST /v1/pods/{id}/exec`
+    Exec(String),
+    /// `GET /v1/pods/{id}/files`
+    ReadFiles(String),
+    /// `PUT /v1/pods/{id}/files`
+    WriteFiles(String),
+    /// `GET /v1/pods/{id}/port-forward`
+    Forward(String),
+    /// `GET /v1/sessions`
+    ListSessions,
+    /// `GET /v1/sessions/{session}`
+    GetSession(String),
+    /// `DELETE /v1/sessions/{session}`
+    EndSession(String),
+    /// `GET /v1/sessions/{session}/attach`
+    Attach(String),
+    /// `GET /v1/sessions/{session}/wait`
+    WaitSession(String),
+    /// `POST /v1/sessions/{session}/signal`
+    SignalSession(String),
+    /// `POST /v1/sessions/{session}/resize`
+    ResizeSession(String),
+    /// `GET /v1/sessions/{session}/recording`
+    Recording(String),
+    /// A path of the Mesos agent API, without leading slash and without a `slave(1)/` before it.
+    Mesos(String),
 }
 
 impl Route {
     /// Whether the call changes something.
     pub fn mutates(&self) -> bool {
-        matches!(
-            self,
-            Self::RunPod
-                | Self::UpdatePod(_)
-                | Self::RemovePod(_)
-                | Self::PullImage
-                | Self::ImportImage
-                | Self::RemoveImage(_)
-        )
+        Operation::of(self).is_some_and(|operation| operation.mutates)
     }
 
-    /// Names of the query parameters that the call takes.
-    pub fn parameters(&self) -> &'static [&'static str] {
-        match self {
-            Self::RunPod => &["wait", "timeout"],
-            Self::WaitPod(_) => &["until", "timeout"],
-            Self::Logs(_) => &["container", "instance", "tail", "follow", "since", "stream", "timestamps", "format"],
-            Self::Events => &["after", "follow"],
-            _ => &[],
-        }
+    /// The query parameters that the call takes.
+    pub fn parameters(&self) -> &'static [Parameter] {
+        Operation::of(self).map_or(&[], |operation| operation.parameters)
     }
 }
 
@@ -71,31 +88,19 @@ impl Route {
 pub fn find(method: &Method, path: &str) -> Result<Route, Refusal> {
     let unknown = || Refusal::unknown_path(path);
     let segments = split(path)?.ok_or_else(unknown)?;
-    let segments: Vec<&str> = segments.iter().map(String::as_str).collect();
-    let is = |wanted: Method| *method == wanted;
-    let get = is(Method::GET);
-    let (route, allow) = match segments.as_slice() {
-        ["healthz"] => (get.then_some(Route::Health), "GET"),
-        ["v1", "version"] => (get.then_some(Route::Version), "GET"),
-        ["v1", "node"] => (get.then_some(Route::Node), "GET"),
-        ["v1", "events"] => (get.then_some(Route::Events), "GET"),
-        ["v1", "pods"] if is(Method::POST) => (Some(Route::RunPod), ""),
-        ["v1", "pods"] => (get.then_some(Route::ListPods), "GET, POST"),
-        ["v1", "pods", id] if is(Method::PUT) => (Some(Route::UpdatePod(pod_id(id))), ""),
-        ["v1", "pods", id] if is(Method::DELETE) => (Some(Route::RemovePod(pod_id(id))), ""),
-        ["v1", "pods", id] => (get.then(|| Route::GetPod(pod_id(id))), "GET, PUT, DELETE"),
-        ["v1", "pods", id, "wait"] => (get.then(|| Route::WaitPod(pod_id(id))), "GET"),
-        ["v1", "pods", id, "logs"] => (get.then(|| Route::Logs(pod_id(id))), "GET"),
-        ["v1", "images"] => (get.then_some(Route::ListImages), "GET"),
-        ["v1", "images", "pull"] if is(Method::POST) => (Some(Route::PullImage), ""),
-        ["v1", "images", "import"] if is(Method::POST) => (Some(Route::ImportImage), ""),
-        ["v1", "images", reference] => {
-            let allow = if matches!(*reference, "pull" | "import") { "POST, DELETE" } else { "DELETE" };
-            (is(Method::DELETE).then(|| Route::RemoveImage((*reference).to_owned())), allow)
+    let words: Vec<&str> = segments.iter().map(String::as_str).collect();
+    let words = words.strip_prefix(&["slave(1)"]).unwrap_or(&words);
+    if crate::mesos::serves(words) {
+        return Ok(Route::Mesos(words.join("/")));
+    }
+    let mut allowed = Vec::new();
+    for operation in OPERATIONS.iter().filter(|operation| operation.has(&segments)) {
+        if operation.method == method.as_str() {
+            return Ok(operation.route(&segments));
         }
-        _ => return Err(unknown()),
-    };
-    route.ok_or_else(|| Refusal::wrong_method(method.as_str(), allow))
+        allowed.push(operation.method);
+    }
+    if allowed.is_empty() { Err(unknown()) } else { Err(Refusal::wrong_method(method.as_str(), &allowed.join(", "))) }
 }
 
 /// The decoded segments of a path; none where it has an empty one.
@@ -127,11 +132,6 @@ pub fn decode(text: &str) -> Result<String, String> {
         return Err(format!("found {:?} with a NUL byte, expected text without one", shown()));
     }
     Ok(decoded.into_owned())
-}
-
-/// A pod's id has its leading slash left out in a path; one that is there does no harm.
-fn pod_id(segment: &str) -> String {
-    if segment.starts_with('/') { segment.to_owned() } else { format!("/{segment}") }
 }
 
 /// What stays as it is within one segment.

@@ -56,7 +56,12 @@ impl Pieces {
 
 /// An answer to be sent in pieces, and where they go. `shutdown` ends them.
 pub fn open(content_type: &'static str, shutdown: &CancellationToken) -> (Pieces, Response<Body>) {
-    let (sender, receiver) = mpsc::channel(WAITING);
+    open_for(content_type, shutdown, WAITING)
+}
+
+/// The same where so many pieces may wait for a slow client: fewer where pieces are large.
+pub fn open_for(content_type: &'static str, shutdown: &CancellationToken, waiting: usize) -> (Pieces, Response<Body>) {
+    let (sender, receiver) = mpsc::channel(waiting);
     let mut response = Response::new(Piped(receiver).boxed_unsync());
     *response.status_mut() = StatusCode::OK;
     let headers = response.headers_mut();

@@ -1,8 +1,10 @@
 //! What no key can be checked for alone: paths that must differ, limits in order, the length of the socket's path.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::Path;
 
+use super::api::Api;
 use super::problem::quoted;
 use super::types::Config;
 use super::{Origin, Problem};
@@ -117,6 +119,14 @@ pub(super) fn check(config: &Config, sources: &BTreeMap<String, Origin>, problem
         }
     }
 
+    listeners(&config.api, &mut fail);
+    if config.sessions.per_container > config.sessions.total {
+        let (one, all) = (config.sessions.per_container, config.sessions.total);
+        let default = matches!(sources.get("sessions.per_container"), Some(Origin::Default));
+        let field = if default { "sessions.total" } else { "sessions.per_container" };
+        fail(field, format!("found per_container {one} and total {all}; expected the first not above the second"));
+    }
+
     if config.images.low_watermark >= config.images.high_watermark {
         let field = match sources.get("images.low_watermark") {
             Some(Origin::Default) => "images.high_watermark",
@@ -159,6 +169,50 @@ pub(super) fn check(config: &Config, sources: &BTreeMap<String, Origin>, problem
                 ),
             );
         }
+    }
+}
+
+/// TCP is served over TLS, or in plain text to this host alone.
+fn listeners(api: &Api, fail: &mut impl FnMut(&str, String)) {
+    let files = [
+        ("api.tls_certificate", &api.tls_certificate),
+        ("api.tls_key", &api.tls_key),
+        ("api.tls_client_ca", &api.tls_client_ca),
+    ];
+    let given = files.iter().filter(|(_, file)| file.is_some()).count();
+    for (index, text) in api.listen.iter().enumerate() {
+        let field = format!("api.listen[{index}]");
+        if api.listen[..index].contains(text) {
+            fail(&field, format!("found {} a second time; keep one", quoted(text)));
+        }
+        let loopback = text.parse::<SocketAddr>().is_ok_and(|address| address.ip().is_loopback());
+        if api.insecure && !loopback {
+            fail(
+                &field,
+                format!(
+                    "found {} with api.insecure = true, which serves plain text without certificates; expected an address \
+                     of loopback (127.0.0.1 or [::1]), or TLS: remove insecure and set api.tls_certificate, api.tls_key \
+                     and api.tls_client_ca",
+                    quoted(text)
+                ),
+            );
+        }
+    }
+    if api.insecure && given > 0 {
+        let message = "found true beside TLS files; plain text and TLS exclude each other, remove one of them";
+        fail("api.insecure", message.to_owned());
+    } else if given < files.len() && (given > 0 || !api.listen.is_empty()) && !api.insecure {
+        let missing: Vec<&str> = files.iter().filter(|(_, file)| file.is_none()).map(|(field, _)| *field).collect();
+        let field =
+            if api.listen.is_empty() { files.iter().find(|f| f.1.is_some()).map_or("", |f| f.0) } else { "api.listen" };
+        fail(
+            field,
+            format!(
+                "needs {} for TLS with client certificates; set them (`agentctl cert init` makes them), or set \
+                 api.insecure = true for plain text on loopback",
+                missing.join(", ")
+            ),
+        );
     }
 }
 

@@ -4,6 +4,7 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
 
+use super::api_keys::API_KEYS;
 use super::types::{Config, DiskEnforcement, LogFormat, PortRange, Registry, Subnet6};
 
 /// One key.
@@ -62,7 +63,12 @@ pub(super) const REGISTRY_KEYS: [&str; 4] = ["host", "mirrors", "ca", "insecure"
 const MIB_MAX: u64 = 1 << 40;
 
 /// Every key, in the order in which it is printed.
-pub(super) const KEYS: &[Key] = &[
+pub(super) fn keys() -> impl Iterator<Item = &'static Key> {
+    HOST_KEYS.iter().chain(API_KEYS)
+}
+
+/// The keys of all but the API.
+const HOST_KEYS: &[Key] = &[
     key(
         "",
         "instance",
@@ -244,40 +250,17 @@ pub(super) const KEYS: &[Key] = &[
             get: |config| Some(config.logs.format.word().to_owned()),
         },
     ),
-    key(
-        "api",
-        "socket_group",
-        Kind::Text {
-            expected: "the name of a group: at most 32 characters of a-z, A-Z, 0-9, '-' and '_'",
-            set: |config, text| is_group(text) && store(&mut config.api.socket_group, text),
-            get: |config| Some(config.api.socket_group.clone()),
-        },
-    ),
-    key(
-        "api",
-        "socket_mode",
-        Kind::Text {
-            expected: "an octal mode as text, e.g. \"0660\", that gives others nothing and the owner read and write",
-            set: |config, text| {
-                u32::from_str_radix(text.strip_prefix("0o").unwrap_or(text), 8).is_ok_and(|mode| {
-                    config.api.socket_mode = mode;
-                    mode & !0o770 == 0 && mode & 0o600 == 0o600
-                })
-            },
-            get: |config| Some(format!("0{:o}", config.api.socket_mode)),
-        },
-    ),
 ];
 
-const fn key(table: &'static str, name: &'static str, kind: Kind) -> Key {
+pub(super) const fn key(table: &'static str, name: &'static str, kind: Kind) -> Key {
     Key { table, name, kind }
 }
 
-const fn integer(min: u64, max: u64, field: fn(&mut Config) -> &mut u64) -> Kind {
+pub(super) const fn integer(min: u64, max: u64, field: fn(&mut Config) -> &mut u64) -> Kind {
     Kind::Integer { min, max, field }
 }
 
-fn store(field: &mut String, text: &str) -> bool {
+pub(super) fn store(field: &mut String, text: &str) -> bool {
     text.clone_into(field);
     true
 }
@@ -294,7 +277,7 @@ pub(super) fn is_instance(text: &str) -> bool {
         && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
 }
 
-fn is_hostname(text: &str) -> bool {
+pub(super) fn is_hostname(text: &str) -> bool {
     (1..=253).contains(&text.len())
         && text.split('.').all(|label| {
             (1..=63).contains(&label.len())
@@ -316,7 +299,7 @@ fn is_network_name(text: &str) -> bool {
         && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
 }
 
-fn is_group(text: &str) -> bool {
+pub(super) fn is_group(text: &str) -> bool {
     (1..=32).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
 }
 

@@ -8,6 +8,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 
+mod api;
+mod api_keys;
 mod assign;
 mod cross;
 mod flags;
@@ -20,15 +22,16 @@ mod sources;
 mod tests;
 mod types;
 
+pub use api::{Api, Record, Sessions};
 pub use flags::Flags;
 pub use print::effective;
 pub use problem::Problem;
 pub use types::{
-    Api, Artifacts, Config, DiskEnforcement, HostFiles, Images, LogFormat, Logs, Network, Paths, Pods, PortRange,
-    Registry, Reserved, Resources, Subnet6,
+    Artifacts, Config, DiskEnforcement, HostFiles, Images, LogFormat, Logs, Network, Paths, Pods, PortRange, Registry,
+    Reserved, Resources, Subnet6,
 };
 
-use keys::{KEYS, Key};
+use keys::{Key, keys};
 use node::{Node, Tree};
 use problem::{nearest, quoted};
 
@@ -139,7 +142,7 @@ pub fn load(flags: &Flags, env: impl Iterator<Item = (String, String)>) -> Resul
     let base = Config::defaults(DEFAULT_INSTANCE, None);
 
     let mut sources = BTreeMap::new();
-    for key in KEYS {
+    for key in keys() {
         let same = print::value(key, &config) == print::value(key, &base);
         let origin = if dev.is_some() && !same { Origin::Dev } else { Origin::Default };
         sources.insert(key.field(), origin);
@@ -160,15 +163,15 @@ pub fn load(flags: &Flags, env: impl Iterator<Item = (String, String)>) -> Resul
 }
 
 fn find(table: &str, name: &str) -> Option<&'static Key> {
-    KEYS.iter().find(|key| key.table == table && key.name == name)
+    keys().find(|key| key.table == table && key.name == name)
 }
 
 fn is_table(name: &str) -> bool {
-    !name.is_empty() && KEYS.iter().any(|key| key.table == name)
+    !name.is_empty() && keys().any(|key| key.table == name)
 }
 
 fn tables() -> Vec<&'static str> {
-    let mut tables: Vec<&str> = KEYS.iter().map(|key| key.table).filter(|table| !table.is_empty()).collect();
+    let mut tables: Vec<&str> = keys().map(|key| key.table).filter(|table| !table.is_empty()).collect();
     tables.dedup();
     tables
 }
@@ -178,14 +181,14 @@ fn unknown(table: &str, name: &str, is_table_value: bool) -> String {
     let here: Vec<&str> = if is_table_value && table.is_empty() {
         tables()
     } else {
-        KEYS.iter().filter(|key| key.table == table).map(|key| key.name).collect()
+        keys().filter(|key| key.table == table).map(|key| key.name).collect()
     };
     let what = if is_table_value && table.is_empty() { "table" } else { "key" };
     if let Some(meant) = nearest(name, here.iter().copied()) {
         return format!("unknown {what} {}; did you mean '{meant}'?", quoted(name));
     }
     // The right key in the wrong table is the other common mistake.
-    if let Some(key) = KEYS.iter().find(|key| key.name == name) {
+    if let Some(key) = keys().find(|key| key.name == name) {
         let home = if key.table.is_empty() { "above all tables".to_owned() } else { format!("in [{}]", key.table) };
         return format!("unknown {what} {} here; it belongs {home}", quoted(name));
     }

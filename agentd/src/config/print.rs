@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::path::Path;
 
-use super::keys::{KEYS, Key, Kind};
+use super::keys::{Key, Kind, keys};
 use super::types::{Config, Registry};
 use super::{Loaded, Origin};
 
@@ -68,7 +68,7 @@ pub fn effective(loaded: &Loaded) -> String {
         let _ = writeln!(text, "# --dev {}", dev.display());
     }
     let mut table = "";
-    for key in KEYS {
+    for key in keys() {
         if key.table != table {
             table = key.table;
             let _ = write!(text, "\n[{table}]\n");

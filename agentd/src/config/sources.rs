@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use super::keys::{KEYS, Key};
+use super::keys::{Key, keys};
 use super::node::{self, Entry, Tree};
 use super::problem::{nearest, quoted};
 use super::{Assignment, DEFAULT_FILE, Flags, Origin, Problem, assign, find, is_table, tables, unknown};
@@ -155,14 +155,14 @@ pub(super) fn read_environment(
 ) {
     for (name, text) in env {
         let origin = Origin::Environment(name.clone());
-        if let Some(key) = KEYS.iter().find(|key| key.variable() == *name) {
+        if let Some(key) = keys().find(|key| key.variable() == *name) {
             assignments.push(Assignment { key, origin, value: assign::from_text(key, text) });
             continue;
         }
         // Variables of other programs may begin with AGENTD_ too: only a name in one of our tables, or nearly that of
         // a key, is a mistake.
         let in_table = tables().iter().any(|table| name.starts_with(&format!("AGENTD_{}_", table.to_uppercase())));
-        let variables: Vec<String> = KEYS.iter().map(Key::variable).collect();
+        let variables: Vec<String> = keys().map(Key::variable).collect();
         let meant = nearest(name, variables.iter().map(String::as_str));
         if in_table {
             let cure = meant.map_or("remove it".to_owned(), |meant| format!("did you mean {meant}?"));

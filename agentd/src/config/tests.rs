@@ -91,6 +91,20 @@ fn every_malformed_file_is_named_by_line_and_field() {
         ("[logs]\nformat = \"xml\"", 2, "logs.format", "text, json"),
         ("[api]\nsocket_mode = \"0666\"", 2, "api.socket_mode", "gives others nothing"),
         ("[api]\nsocket_mode = 660", 2, "api.socket_mode", "octal mode as text"),
+        ("[api]\nlisten = [\"127.0.0.1\"]", 2, "api.listen[0]", "an IP address with a port"),
+        ("[api]\nlisten = [\"127.0.0.1:0\"]", 2, "api.listen[0]", "an IP address with a port"),
+        ("[api]\nlisten = [\"localhost:8443\"]", 2, "api.listen[0]", "an IP address with a port"),
+        ("[api]\nlisten = [\"127.0.0.1:8443\"]", 2, "api.listen", "needs api.tls_certificate, api.tls_key, api.tls_c"),
+        ("[api]\ninsecure = true\nlisten = [\"127.0.0.1:1\", \"0.0.0.0:2\"]", 3, "api.listen[1]", "of loopback"),
+        ("[api]\ninsecure = true\nlisten = [\"[::]:8443\"]", 3, "api.listen[0]", "of loopback"),
+        ("[api]\ninsecure = true\ntls_key = \"/k\"", 2, "api.insecure", "exclude each other"),
+        ("[api]\ntls_key = \"/k\"", 2, "api.tls_key", "needs api.tls_certificate, api.tls_client_ca"),
+        ("[api]\nallowed_origins = [\"console.example\"]", 2, "api.allowed_origins[0]", "an origin"),
+        ("[api]\nallowed_origins = [\"https://a.example/\"]", 2, "api.allowed_origins[0]", "without a path"),
+        ("[api]\nallowed_hosts = [\"a.example:1\"]", 2, "api.allowed_hosts[0]", "without a port"),
+        ("[sessions]\nrecord = \"yes\"", 2, "sessions.record", "never, tty, always"),
+        ("[sessions]\nbuffer_kib = 32", 2, "sessions.buffer_kib", "from 64 to 16384"),
+        ("[sessions]\ntotal = 8", 2, "sessions.total", "found per_container 64"),
         ("[api\nsocket_mode = \"0660\"", 1, "", "TOML"),
         ("[api]\nsocket_group = \"a\"\nsocket_group = \"b\"", 3, "", "duplicate"),
     ];
@@ -211,6 +225,17 @@ fn printed_configuration_reads_back_to_the_same() {
 }
 
 #[test]
+fn listeners_with_tls_or_on_loopback_pass() {
+    let tls = "tls_certificate = \"/c\"\ntls_key = \"/k\"\ntls_client_ca = \"/a\"\n";
+    let loaded = load_text(&format!("[api]\nlisten = [\"0.0.0.0:8443\", \"[::1]:8443\"]\n{tls}")).unwrap();
+    let addresses: Vec<String> = loaded.config.api.addresses().iter().map(ToString::to_string).collect();
+    assert_eq!(addresses, ["0.0.0.0:8443", "[::1]:8443"]);
+    load_text("[api]\ninsecure = true\nlisten = [\"127.0.0.1:8080\", \"[::1]:8080\"]").unwrap();
+    load_text(&format!("[api]\n{tls}")).unwrap();
+    assert_eq!(load_set(&["api.listen=127.0.0.1:8080", "api.insecure=true"]).unwrap().config.api.listen.len(), 1);
+}
+
+#[test]
 fn dev_keeps_everything_below_its_folder() {
     let folder = tempfile::Builder::new().prefix("agentd-test-dev-").tempdir().unwrap();
     let dev = folder.path().to_path_buf();
@@ -258,7 +283,7 @@ fn instances_do_not_share_names() {
 
 #[test]
 fn names_of_variables_are_unambiguous() {
-    let mut names: Vec<String> = KEYS.iter().map(Key::variable).collect();
+    let mut names: Vec<String> = keys().map(Key::variable).collect();
     names.extend(["AGENTD_CONFIG".to_owned(), "AGENTD_DEV".to_owned()]);
     let count = names.len();
     names.sort();
@@ -280,7 +305,7 @@ fn every_key_is_documented_with_its_default() {
             documented.insert((section.to_owned(), name.to_owned()), rest.to_owned());
         }
     }
-    for key in KEYS {
+    for key in keys() {
         let row = documented.get(&(key.table.to_owned(), key.name.to_owned()));
         let row = row.unwrap_or_else(|| panic!("docs/configuration.md does not describe {}", key.field()));
         let default = print::value(key, &defaults);

@@ -6,6 +6,8 @@ use agentd_isolators::rootfs::DEFAULT_ETC;
 use ipnet::{Ipv4Net, Ipv6Net};
 use sha2::{Digest, Sha256};
 
+use super::api::{Api, Sessions};
+
 /// Everything that the daemon can be told. Values are always valid: they come from [`super::load`].
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
@@ -35,6 +37,8 @@ pub struct Config {
     pub logs: Logs,
     /// The local API.
     pub api: Api,
+    /// Sessions in containers.
+    pub sessions: Sessions,
 }
 
 /// Where things are.
@@ -290,15 +294,6 @@ pub struct Logs {
     pub format: LogFormat,
 }
 
-/// The local API.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Api {
-    /// Group that may use the socket; ignored where the host has no such group.
-    pub socket_group: String,
-    /// Mode of the socket.
-    pub socket_mode: u32,
-}
-
 impl Config {
     /// The defaults of an instance. With `dev`, everything that is made or read lies below that folder.
     pub fn defaults(instance: &str, dev: Option<&Path>) -> Self {
@@ -360,7 +355,8 @@ impl Config {
                 allow_loopback: false,
             },
             logs: Logs { max_bytes_per_container: 20 << 20, level: "info".to_owned(), format: LogFormat::Text },
-            api: Api { socket_group: "agentd".to_owned(), socket_mode: 0o660 },
+            api: Api::defaults(etc),
+            sessions: Sessions::default(),
         }
     }
 }

@@ -1,20 +1,25 @@
-//! HTTP on the daemon's socket. One connection for each call: that is a few microseconds on a Unix socket.
+//! HTTP to the daemon. One connection for each call: that is a few microseconds on a Unix socket.
 
-use std::io::ErrorKind;
 use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
 
 use agentd_api::problem::Problem;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
-use hyper::client::conn::http1;
+use hyper::client::conn::http1::{self, SendRequest};
 use hyper::header::{CONTENT_TYPE, HOST};
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
-use tokio::net::UnixStream;
+use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::failure::{Failure, Result, UNREACHABLE};
+use super::contexts;
+use super::failure::{Failure, Result};
+use super::transport::{Connection, Transport};
+
+/// Where the daemon's socket is unless somebody says otherwise.
+pub const USUAL_SOCKET: &str = "/run/agentd/agentd.sock";
 
 /// Largest answer that is read as a whole.
 const MOST: usize = 256 << 20;
@@ -22,10 +27,22 @@ const MOST: usize = 256 << 20;
 /// Longest line of a stream.
 const LONGEST_LINE: usize = 16 << 20;
 
-/// The daemon.
+/// Which daemon is meant.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Wanted {
+    /// The one behind this socket.
+    Socket(PathBuf),
+    /// The one of this context.
+    Context(String),
+    /// The one of the current context, else the one behind the usual socket.
+    Current,
+}
+
+/// The daemon. Nothing is read or connected before the first call, so that commands that call nobody start at once.
 #[derive(Debug, Clone)]
 pub struct Client {
-    socket: PathBuf,
+    wanted: Wanted,
+    transport: Arc<OnceLock<Transport>>,
 }
 
 /// A refusal of the daemon, or a failure on the way to it.
@@ -63,32 +80,57 @@ impl CallError {
 }
 
 impl Client {
-    /// The daemon behind a socket.
-    pub fn new(socket: PathBuf) -> Self {
-        Self { socket }
+    /// The daemon that is meant.
+    pub fn new(wanted: Wanted) -> Self {
+        Self { wanted, transport: Arc::default() }
     }
 
-    fn lost(&self, error: &dyn std::fmt::Display) -> Failure {
-        let socket = self.socket.display();
-        Failure::new(UNREACHABLE, format!("{socket}: the connection to the daemon was lost: {error}; ask again"))
+    /// The daemon at the end of this way.
+    #[cfg(test)]
+    pub fn through(transport: Transport) -> Self {
+        Self { wanted: Wanted::Current, transport: Arc::new(OnceLock::from(transport)) }
     }
 
-    fn unreachable(&self, error: &std::io::Error) -> Failure {
-        let cure = match error.kind() {
-            ErrorKind::NotFound => {
-                "no such socket; start the daemon (systemctl start agentd, or agentd run), or name its socket with --socket or AGENTD_SOCKET"
-            }
-            ErrorKind::ConnectionRefused => {
-                "nobody listens there; start the daemon (systemctl start agentd, or agentd run)"
-            }
-            ErrorKind::PermissionDenied => {
-                "permission denied; ask as root, or as a member of the group that the socket belongs to"
-            }
-            ErrorKind::InvalidInput => "the path is too long for a socket; name a shorter one with --socket",
-            _ => "start the daemon (systemctl start agentd, or agentd run), or name its socket with --socket",
+    /// The way to the daemon. Reads the contexts and certificates where it takes them.
+    pub fn transport(&self) -> Result<&Transport> {
+        if let Some(transport) = self.transport.get() {
+            return Ok(transport);
+        }
+        let found = match &self.wanted {
+            Wanted::Socket(path) => Transport::socket(path.clone()),
+            Wanted::Context(name) => contexts::named(name)?,
+            Wanted::Current => contexts::current()?.unwrap_or_else(|| Transport::socket(USUAL_SOCKET.into())),
         };
-        let socket = self.socket.display();
-        Failure::new(UNREACHABLE, format!("{socket}: the daemon cannot be reached ({error}): {cure}"))
+        Ok(self.transport.get_or_init(|| found))
+    }
+
+    fn lost(&self, error: &(dyn std::error::Error + 'static)) -> Failure {
+        match self.transport() {
+            Ok(transport) => transport.lost(error),
+            Err(failure) => failure,
+        }
+    }
+
+    async fn sender(&self, transport: &Transport) -> Result<SendRequest<Full<Bytes>>> {
+        // one type of connection for each transport, so that an upgrade gives the socket itself back
+        match transport.connect().await? {
+            Connection::Unix(stream) => self.handshake(stream).await,
+            Connection::Plain(stream) => self.handshake(stream).await,
+            Connection::Tls(stream) => self.handshake(*stream).await,
+        }
+    }
+
+    async fn handshake<S>(&self, stream: S) -> Result<SendRequest<Full<Bytes>>>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let handshake = http1::handshake(TokioIo::new(stream)).await;
+        let (sender, connection) = handshake.map_err(|error| self.lost(&error))?;
+        tokio::spawn(async move {
+            // what goes wrong shows in the answer
+            let _ = connection.with_upgrades().await;
+        });
+        Ok(sender)
     }
 
     async fn send(
@@ -98,14 +140,9 @@ impl Client {
         headers: &[(&'static str, &str)],
         body: Option<Bytes>,
     ) -> std::result::Result<Response<Incoming>, CallError> {
-        let stream = UnixStream::connect(&self.socket).await.map_err(|error| self.unreachable(&error))?;
-        let handshake = http1::handshake(TokioIo::new(stream)).await;
-        let (mut sender, connection) = handshake.map_err(|error| self.lost(&error))?;
-        tokio::spawn(async move {
-            // what goes wrong shows in the answer
-            let _ = connection.await;
-        });
-        let mut request = Request::builder().method(method).uri(path).header(HOST, "agentd");
+        let transport = self.transport()?;
+        let mut sender = self.sender(transport).await?;
+        let mut request = Request::builder().method(method).uri(path).header(HOST, transport.endpoint().authority());
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
@@ -116,7 +153,7 @@ impl Client {
             .body(Full::new(body.unwrap_or_default()))
             .map_err(|error| Failure::bad_input(format!("the request cannot be made: {error}")))?;
         let response = sender.send_request(request).await.map_err(|error| self.lost(&error))?;
-        if response.status().is_success() {
+        if response.status().is_success() || response.status() == StatusCode::SWITCHING_PROTOCOLS {
             return Ok(response);
         }
         let status = response.status();
@@ -126,13 +163,29 @@ impl Client {
 
     async fn collect(&self, response: Response<Incoming>) -> Result<Bytes> {
         let collected = Limited::new(response.into_body(), MOST).collect().await;
-        collected.map(http_body_util::Collected::to_bytes).map_err(|error| self.lost(&error))
+        collected.map(http_body_util::Collected::to_bytes).map_err(|error| self.lost(error.as_ref()))
     }
 
     /// Makes a call and reads its answer as a whole.
     pub async fn call(&self, method: Method, path: &str, body: Option<Bytes>) -> std::result::Result<Bytes, CallError> {
         let response = self.send(method, path, &[], body).await?;
         Ok(self.collect(response).await?)
+    }
+
+    /// Makes a call that turns the connection into another protocol: sends `Upgrade: <protocol>`, expects 101.
+    pub async fn upgrade(
+        &self,
+        method: Method,
+        path: &str,
+        protocol: &str,
+        body: Option<Bytes>,
+    ) -> std::result::Result<hyper::upgrade::Upgraded, CallError> {
+        let headers = [("connection", "upgrade"), ("upgrade", protocol)];
+        let response = self.send(method, path, &headers, body).await?;
+        if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+            return Err(Failure::failed(format!("the daemon answered {}, expected 101", response.status())).into());
+        }
+        Ok(hyper::upgrade::on(response).await.map_err(|error| self.lost(&error))?)
     }
 
     /// Makes a call whose answer comes bit by bit.
@@ -155,7 +208,7 @@ fn problem(status: StatusCode, text: &[u8]) -> Problem {
     }
     let shown: String = String::from_utf8_lossy(text).chars().take(300).collect();
     let detail = format!("the daemon answered {status} {shown}");
-    Problem { status: status.as_u16(), kind: "unknown".to_owned(), detail, errors: Vec::new() }
+    Problem { status: status.as_u16(), kind: "unknown".to_owned(), detail, errors: Vec::new(), request: None }
 }
 
 /// An answer that comes bit by bit.

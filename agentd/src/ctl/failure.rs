@@ -36,12 +36,19 @@ pub enum Failure {
     },
     /// Nobody reads the output any more (`| head`), or Ctrl-C ended a stream: no failure.
     Enough,
+    /// All is said already, or there is nothing to say: agentctl ends with this code, that of a remote program for one.
+    Exit(u8),
 }
 
 impl Failure {
     /// A failure with a code of its own.
     pub fn new(code: u8, message: impl Into<String>) -> Self {
         Self::Told { code, message: message.into(), lines: Vec::new() }
+    }
+
+    /// Ends agentctl with this exit code and prints nothing, as `exec` does with the code of the program it ran.
+    pub fn exit(code: u8) -> Self {
+        Self::Exit(code)
     }
 
     /// The operation failed.
@@ -79,8 +86,19 @@ impl Failure {
     /// The exit code.
     pub fn code(&self) -> u8 {
         match self {
-            Self::Told { code, .. } => *code,
+            Self::Told { code, .. } | Self::Exit(code) => *code,
             Self::Enough => 0,
+        }
+    }
+
+    /// What it tells, in one line.
+    pub fn message(&self) -> String {
+        match self {
+            Self::Told { message, lines, .. } => {
+                let all = std::iter::once(message).chain(lines).map(|line| line.trim()).filter(|line| !line.is_empty());
+                all.collect::<Vec<_>>().join("; ")
+            }
+            Self::Enough | Self::Exit(_) => String::new(),
         }
     }
 
@@ -122,7 +140,7 @@ mod tests {
     use super::*;
 
     fn problem(status: u16, kind: &str, errors: Vec<Violation>) -> Problem {
-        Problem { status, kind: kind.into(), detail: "it is so".into(), errors }
+        Problem { status, kind: kind.into(), detail: "it is so".into(), errors, request: None }
     }
 
     #[test]

@@ -53,6 +53,7 @@ async fn obtain(client: &Client, output: &mut Output, path: &str, request: &impl
     display.end();
     match end {
         Some(Progress::Done { image }) if output.json() => drop(image),
+        Some(Progress::Done { image }) if output.names() => output.name(&image.reference)?,
         Some(Progress::Done { image }) => {
             output.line(&format!("{} {}", clean(&image.reference), clean(&image.digest)))?;
         }
@@ -150,6 +151,9 @@ pub async fn list(client: &Client, output: &mut Output) -> Result<()> {
         return output.body(&body);
     }
     let images: Vec<ImageInfo> = read(&body)?;
+    if output.names() {
+        return images.iter().try_for_each(|image| output.name(&image.reference));
+    }
     let mut columns = Columns::new(&["REFERENCE", "DIGEST", "SIZE", "LAYERS", "CREATED", "IN USE"]);
     for image in images {
         columns.row([
@@ -162,7 +166,7 @@ pub async fn list(client: &Client, output: &mut Output) -> Result<()> {
         ]);
     }
     columns.right(&[2, 3]);
-    output.line(&columns.text())
+    output.table(columns)
 }
 
 /// `agentctl image rm`. Goes on after a failure; the first one counts.
@@ -174,6 +178,7 @@ pub async fn remove(client: &Client, output: &mut Output, references: &[String])
         }
         match client.call(Method::DELETE, &format!("/v1/images/{}", encode(reference)), None).await {
             Ok(body) if output.json() => output.body(&body)?,
+            Ok(_) if output.names() => output.name(reference)?,
             Ok(_) => output.line(&format!("{} removed", clean(reference)))?,
             Err(error) => first = first.and(tell_now(Failure::from(error), references.len())),
         }

@@ -1,22 +1,41 @@
 //! `agentctl`, the command line of the local API. `docs/agentctl.md` is the page for those who use it.
 //!
 //! - [`arguments`] is the command line; [`run`] carries it out and gives the exit code.
-//! - `client` speaks HTTP on the daemon's socket: one connection for each call.
-//! - `pods`, `images`, `events` and `logs` are the commands; `table` and `output` are what people see.
+//! - `client` speaks HTTP to the daemon, one connection for each call; `transport` is the way there, a socket on this host
+//!   or TLS to another one, and [`contexts`] says which.
+//! - `pods`, `images`, `events`, `logs`, `exec` and the like are the commands; `output`, `table`, `yaml` and `colour` are
+//!   what people and programs see of them.
 //! - [`failure`] says which failure ends in which exit code.
 
 pub mod arguments;
+pub mod attach;
+pub mod audit;
+pub mod cert;
 mod client;
+mod colour;
+mod completion;
+pub mod contexts;
+pub mod cp;
+pub mod doctor;
+mod duplex;
 mod events;
+pub mod exec;
 pub mod failure;
 mod images;
 mod logs;
 mod node;
 mod output;
 mod pods;
+pub mod port_forward;
+pub mod sessions;
 mod table;
+mod terminal;
 #[cfg(test)]
 mod tests;
+pub mod top;
+mod transport;
+mod version;
+mod yaml;
 
 use std::process::ExitCode;
 
@@ -39,6 +58,7 @@ pub fn main() -> ExitCode {
     };
     match run(arguments) {
         Ok(()) => ExitCode::SUCCESS,
+        // `Failure::exit` tells nothing, so that a verb can end with a code of its own
         Err(failure) => {
             failure.tell();
             ExitCode::from(failure.code())
@@ -53,7 +73,7 @@ pub fn run(arguments: Arguments) -> Result<()> {
         .build()
         .map_err(|error| Failure::failed(format!("the runtime cannot be started: {error}")))?;
     let result = runtime.block_on(async {
-        let mut output = Output::new(arguments.output);
+        let mut output = Output::standard(&arguments);
         carry_out(arguments, &mut output).await
     });
     // a thread that reads a terminal must not keep the process
@@ -62,7 +82,8 @@ pub fn run(arguments: Arguments) -> Result<()> {
 }
 
 async fn carry_out(arguments: Arguments, output: &mut Output) -> Result<()> {
-    let client = Client::new(arguments.socket);
+    let client = Client::new(arguments.wanted());
+    let context = arguments.context;
     match arguments.verb {
         Verb::Pod { verb } => match verb {
             PodVerb::Run { file, wait, timeout } => pods::run(&client, output, &file, wait, timeout).await,
@@ -79,7 +100,20 @@ async fn carry_out(arguments: Arguments, output: &mut Output) -> Result<()> {
             ImageVerb::Import { path, reference } => images::import(&client, output, &path, reference).await,
         },
         Verb::Node => node::node(&client, output).await,
-        Verb::Events { follow, after } => events::events(&client, output, follow, after).await,
+        Verb::Events(wanted) => events::events(&client, output, &wanted).await,
+        Verb::Top(arguments) => top::run(&client, output, arguments).await,
+        Verb::Doctor(arguments) => doctor::run(&client, output, arguments).await,
+        Verb::Context { verb } => contexts::run(output, verb, context.as_deref()),
+        Verb::Completion { shell } => completion::completion(output, shell),
+        Verb::Man { dir } => completion::man(output, dir.as_deref()),
+        Verb::Version { client: only } => version::version(&client, output, only).await,
+        Verb::Exec(arguments) => exec::run(&client, output, arguments).await,
+        Verb::Attach(arguments) => attach::run(&client, output, arguments).await,
+        Verb::Session(arguments) => sessions::run(&client, output, arguments).await,
+        Verb::Cp(arguments) => cp::run(&client, output, arguments).await,
+        Verb::PortForward(arguments) => port_forward::run(&client, output, arguments).await,
+        Verb::Cert(arguments) => cert::run(&client, output, arguments).await,
+        Verb::Audit(arguments) => audit::run(&client, output, arguments).await,
         Verb::Logs(wanted) => logs::logs(&client, output, &wanted).await,
     }
 }

@@ -15,6 +15,9 @@ pub async fn node(client: &Client, output: &mut Output) -> Result<()> {
         return output.body(&body);
     }
     let node: NodeInfo = read(&body)?;
+    if output.names() {
+        return output.name(&node.instance);
+    }
     let facts = [
         ("Host", node.hostname.as_str()),
         ("Daemon name", node.instance.as_str()),
@@ -38,5 +41,5 @@ pub async fn node(client: &Client, output: &mut Output) -> Result<()> {
     row("disk MiB", |resources| resources.disk);
     row("gpus", |resources| resources.gpus);
     columns.right(&[1, 2, 3, 4]);
-    output.line(&columns.text())
+    output.table(columns)
 }

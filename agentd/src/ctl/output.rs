@@ -1,33 +1,61 @@
 //! Standard output: a reader that goes away is no failure.
 
-use std::io::{ErrorKind, Write};
+use std::io::{ErrorKind, IsTerminal, Write};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::arguments::Form;
-use super::failure::{Failure, Result};
+use super::arguments::{Arguments, Form};
+use super::colour::{self, Colour};
+use super::failure::{Failure, Result, clean};
+use super::table::Columns;
+use super::yaml;
 
-/// Where answers are written.
+/// Where answers are written, and in which form.
 pub struct Output {
     form: Form,
+    colours: bool,
+    heads: bool,
+    /// Documents of YAML so far: a line of dashes stands between them.
+    documents: usize,
     to: Box<dyn Write>,
 }
 
 impl Output {
-    /// Standard output.
-    pub fn new(form: Form) -> Self {
-        Self::into(form, Box::new(std::io::stdout()))
+    /// Standard output, as the command line wants it.
+    pub fn standard(arguments: &Arguments) -> Self {
+        let stdout = std::io::stdout();
+        let colours = colour::wanted(arguments.color, stdout.is_terminal());
+        Self { colours, heads: !arguments.no_headers, ..Self::into(arguments.output, Box::new(stdout)) }
     }
 
-    /// Somewhere else.
+    /// Somewhere else, without colours.
     pub fn into(form: Form, to: Box<dyn Write>) -> Self {
-        Self { form, to }
+        Self { form, colours: false, heads: true, documents: 0, to }
     }
 
-    /// Whether JSON is wanted.
+    /// Whether the API's own bodies are wanted, as JSON or as YAML: what is to be written goes through [`Output::body`]
+    /// then, and nothing else does.
     pub fn json(&self) -> bool {
-        self.form == Form::Json
+        matches!(self.form, Form::Json | Form::Yaml)
+    }
+
+    /// Whether only names are wanted, one on a line: see [`Output::name`].
+    pub fn names(&self) -> bool {
+        self.form == Form::Name
+    }
+
+    /// Whether what is for people may have colours.
+    pub fn colours(&self) -> bool {
+        self.colours && self.form == Form::Table
+    }
+
+    /// A word in a colour, where colours are wanted. What comes from outside has to be cleaned before.
+    pub fn paint(&self, text: &str, colour: Option<Colour>) -> String {
+        match colour {
+            Some(colour) if self.colours() => colour.paint(text),
+            _ => text.to_owned(),
+        }
     }
 
     /// Writes bytes as they are, at once.
@@ -43,8 +71,31 @@ impl Output {
         self.raw(format!("{text}\n").as_bytes())
     }
 
-    /// Writes a body of the API unchanged, with a line break after it where it has none.
+    /// Writes a table.
+    pub fn table(&mut self, columns: Columns) -> Result<()> {
+        let text = columns.render(self.colours(), self.heads);
+        // without its head a table may be nothing at all
+        if text.is_empty() { Ok(()) } else { self.line(&text) }
+    }
+
+    /// Writes a name, for [`Output::names`].
+    pub fn name(&mut self, name: &str) -> Result<()> {
+        self.line(&clean(name))
+    }
+
+    /// Writes a body of the API, a line of a stream for one: JSON unchanged, with a line break after it where it has none,
+    /// or the same as a document of YAML.
     pub fn body(&mut self, bytes: &[u8]) -> Result<()> {
+        if self.form == Form::Yaml {
+            if bytes.iter().all(u8::is_ascii_whitespace) {
+                return Ok(());
+            }
+            let document = yaml::of_json(bytes)
+                .map_err(|error| Failure::failed(format!("the daemon's answer is no JSON: {error}")))?;
+            let between = if self.documents > 0 { "---\n" } else { "" };
+            self.documents += 1;
+            return self.raw(format!("{between}{document}").as_bytes());
+        }
         self.raw(bytes)?;
         if bytes.is_empty() || bytes.ends_with(b"\n") { Ok(()) } else { self.raw(b"\n") }
     }

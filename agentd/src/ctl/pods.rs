@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use super::arguments::{Until, Wait};
 use super::client::{CallError, Client, read};
+use super::colour;
 use super::failure::{Failure, POD_FAILED, Result, clean};
 use super::output::Output;
 use super::table::{Columns, bytes};
@@ -131,6 +132,9 @@ pub async fn list(client: &Client, output: &mut Output) -> Result<()> {
         return output.body(&body);
     }
     let pods: Vec<PodStatus> = read(&body)?;
+    if output.names() {
+        return pods.iter().try_for_each(|pod| output.name(&pod.id));
+    }
     let mut columns = Columns::new(&["POD", "INSTANCE", "PHASE", "RUNNING", "STARTS", "ADDRESSES", "MESSAGE"]);
     for pod in &pods {
         if pod.instances.is_empty() {
@@ -151,7 +155,8 @@ pub async fn list(client: &Client, output: &mut Output) -> Result<()> {
         }
     }
     columns.right(&[3, 4]);
-    output.line(&columns.text())
+    columns.paint(2, colour::of_state);
+    output.table(columns)
 }
 
 /// `agentctl pod inspect`
@@ -161,6 +166,9 @@ pub async fn inspect(client: &Client, output: &mut Output, id: &str) -> Result<(
         return output.body(&body);
     }
     let pod: PodStatus = read(&body)?;
+    if output.names() {
+        return output.name(&pod.id);
+    }
     output.line(&format!("Pod       {}", clean(&pod.id)))?;
     output.line(&format!("Version   {}", pod.spec.version.as_deref().unwrap_or("-")))?;
     for (name, value) in &pod.spec.labels {
@@ -168,7 +176,8 @@ pub async fn inspect(client: &Client, output: &mut Output, id: &str) -> Result<(
     }
     for instance in &pod.instances {
         output.line(&format!("\nInstance  {}", clean(&instance.id)))?;
-        output.line(&format!("Phase     {}", word(instance.phase)))?;
+        let phase = word(instance.phase);
+        output.line(&format!("Phase     {}", output.paint(&phase, colour::of_state(&phase))))?;
         if let Some(message) = &instance.message {
             output.line(&format!("Message   {}", clean(message)))?;
         }
@@ -207,7 +216,8 @@ pub async fn inspect(client: &Client, output: &mut Output, id: &str) -> Result<(
             ]);
         }
         columns.right(&[2, 4, 6]);
-        output.line(&columns.text())?;
+        columns.paint(1, colour::of_state);
+        output.table(columns)?;
     }
     Ok(())
 }
@@ -218,6 +228,9 @@ fn show(output: &mut Output, body: &[u8]) -> Result<()> {
         return output.body(body);
     }
     let pod: PodStatus = read(body)?;
+    if output.names() {
+        return output.name(&pod.id);
+    }
     let heads = ["POD", "INSTANCE", "PHASE", "CONTAINER", "STATE", "PID", "ADDRESSES", "PORTS", "MESSAGE"];
     let mut columns = Columns::new(&heads);
     for instance in &pod.instances {
@@ -236,7 +249,9 @@ fn show(output: &mut Output, body: &[u8]) -> Result<()> {
         }
     }
     columns.right(&[5]);
-    output.line(&columns.text())
+    columns.paint(2, colour::of_state);
+    columns.paint(4, colour::of_state);
+    output.table(columns)
 }
 
 fn message(container: &ContainerStatus) -> String {
@@ -274,6 +289,7 @@ pub async fn remove(client: &Client, output: &mut Output, ids: &[String], ignore
         let path = path_of(id)?;
         match client.call(Method::DELETE, &path, None).await {
             Ok(body) if output.json() => output.body(&body)?,
+            Ok(_) if output.names() => output.name(id)?,
             Ok(_) => output.line(&format!("{} removed", clean(id)))?,
             Err(CallError::Problem(problem)) if ignore_missing && problem.status == 404 => {}
             Err(error) => first = first.and(tell_now(Failure::from(error), ids.len())),
@@ -286,8 +302,7 @@ pub async fn remove(client: &Client, output: &mut Output, ids: &[String], ignore
 pub fn tell_now(failure: Failure, count: usize) -> Result<()> {
     if count > 1 {
         failure.tell();
-        let code = failure.code();
-        return Err(Failure::Told { code, message: String::new(), lines: Vec::new() });
+        return Err(Failure::exit(failure.code()));
     }
     Err(failure)
 }

@@ -1,22 +1,27 @@
 //! Plain tables: aligned columns, no borders, so that they can be read and cut.
 
-use comfy_table::{CellAlignment, ContentArrangement, Row, Table, presets};
+use comfy_table::{Cell, CellAlignment, Color, ContentArrangement, Row, Table, presets};
 
+use super::colour::Colour;
 use super::failure::clean;
+
+/// The colour of a cell by its text.
+pub type Painter = fn(&str) -> Option<Colour>;
 
 /// A table with a head.
 #[derive(Debug)]
 pub struct Columns {
-    table: Table,
+    heads: Vec<String>,
+    rows: Vec<Vec<String>>,
+    right: Vec<usize>,
+    painters: Vec<(usize, Painter)>,
 }
 
 impl Columns {
     /// With these heads.
     pub fn new(heads: &[&str]) -> Self {
-        let mut table = Table::new();
-        table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
-        table.set_header(Row::from(heads.iter().copied()));
-        Self { table }
+        let heads = heads.iter().map(|head| (*head).to_owned()).collect();
+        Self { heads, rows: Vec::new(), right: Vec::new(), painters: Vec::new() }
     }
 
     /// Adds a row.
@@ -25,24 +30,68 @@ impl Columns {
             let cell = clean(cell.as_ref());
             if cell.is_empty() { "-".to_owned() } else { cell }
         });
-        self.table.add_row(Row::from(cells));
+        self.rows.push(cells.collect());
     }
 
     /// Aligns columns of numbers to the right.
     pub fn right(&mut self, columns: &[usize]) {
-        for column in columns {
-            if let Some(column) = self.table.column_mut(*column) {
-                column.set_cell_alignment(CellAlignment::Right);
-            }
-        }
+        self.right.extend_from_slice(columns);
+    }
+
+    /// Gives a column colours, where colours are wanted.
+    pub fn paint(&mut self, column: usize, painter: Painter) {
+        self.painters.push((column, painter));
     }
 
     /// As text, without blanks at the end of lines.
-    pub fn text(mut self) -> String {
-        self.table.column_iter_mut().for_each(|column| {
+    pub fn text(self) -> String {
+        self.render(false, true)
+    }
+
+    /// As text, in colours or not, with its head or without.
+    pub fn render(self, colours: bool, heads: bool) -> String {
+        if !heads && self.rows.is_empty() {
+            return String::new();
+        }
+        let mut table = Table::new();
+        table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
+        if colours {
+            table.enforce_styling();
+        } else {
+            table.force_no_tty();
+        }
+        if heads {
+            table.set_header(Row::from(self.heads));
+        }
+        for row in self.rows {
+            let cells = row.into_iter().enumerate().map(|(column, text)| {
+                let painter = self.painters.iter().find(|(painted, _)| colours && *painted == column);
+                let colour = painter.and_then(|(_, painter)| painter(&text));
+                let cell = Cell::new(text);
+                match colour {
+                    Some(colour) => cell.fg(Color::AnsiValue(ansi(colour))),
+                    None => cell,
+                }
+            });
+            table.add_row(Row::from(cells));
+        }
+        for column in self.right {
+            if let Some(column) = table.column_mut(column) {
+                column.set_cell_alignment(CellAlignment::Right);
+            }
+        }
+        table.column_iter_mut().for_each(|column| {
             column.set_padding((0, 2));
         });
-        self.table.lines().map(|line| line.trim_end().to_owned()).collect::<Vec<_>>().join("\n")
+        table.lines().map(|line| line.trim_end().to_owned()).collect::<Vec<_>>().join("\n")
+    }
+}
+
+/// The number of a colour in the palette of 256, whose first 16 are the terminal's own.
+fn ansi(colour: Colour) -> u8 {
+    match colour.code() {
+        bright @ 90.. => bright - 82,
+        plain => plain - 30,
     }
 }
 
@@ -78,6 +127,24 @@ mod tests {
             columns.text(),
             "POD           SIZE\n/app             1\n/application   200\n-                \u{fffd}"
         );
+    }
+
+    #[test]
+    fn colours_do_not_move_columns_and_a_head_can_be_left_out() {
+        let columns = || {
+            let mut columns = Columns::new(&["PHASE", "POD"]);
+            columns.paint(0, super::super::colour::of_state);
+            columns.row(["failed", "/a"]);
+            columns.row(["unknown", "/b"]);
+            columns
+        };
+        assert_eq!(columns().text(), "PHASE    POD\nfailed   /a\nunknown  /b");
+        assert_eq!(columns().render(false, false), "failed   /a\nunknown  /b");
+        let coloured = columns().render(true, true);
+        assert!(coloured.contains("\x1b[") && coloured.contains("failed"), "{coloured:?}");
+        let plain = regex::Regex::new("\x1b\\[[0-9;]*m").unwrap().replace_all(&coloured, "").into_owned();
+        assert_eq!(plain.lines().map(str::trim_end).collect::<Vec<_>>().join("\n"), columns().text());
+        assert_eq!(Columns::new(&["A"]).render(false, false), "");
     }
 
     #[test]

@@ -1,5 +1,9 @@
 //! Commands against a server in this process: what they print, and how they end.
 
+mod follow;
+mod forms;
+mod tls;
+
 use std::io::Write;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -56,6 +60,7 @@ async fn agentctl(server: &Server, words: &[&str]) -> (u8, String, String) {
             (code, printed, std::iter::once(message).chain(lines).collect::<Vec<_>>().join("\n"))
         }
         Err(Failure::Enough) => (0, printed, "enough".to_owned()),
+        Err(Failure::Exit(code)) => (code, printed, String::new()),
     }
 }
 
@@ -158,7 +163,7 @@ async fn answers_that_make_no_sense_are_failures() {
         (b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n[]", &["pod", "ls"], 5),
         (b"HTTP/1.1 500 Oh\r\ncontent-length: 4\r\n\r\n<br>", &["pod", "ls"], 1),
         (b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}", &["image", "pull", "nginx"], 1),
-        (b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\ndata: [1]\n", &["events", "--follow"], 1),
+        (b"HTTP/1.1 200 OK\r\ncontent-length: 11\r\n\r\ndata: [1]\n\n", &["events", "--follow"], 1),
     ];
     for (answer, words, wanted) in cases {
         let arguments = arguments(&socket, words);
@@ -203,7 +208,7 @@ async fn node_events_and_followed_logs_are_shown() {
     };
     let ((code, printed, told), ()) = tokio::join!(follow, work);
     assert_eq!((code, printed.as_str(), told.as_str()), (0, "hello\n", ""));
-    let follow = agentctl(&server, &["events", "--follow", "-o", "json"]);
+    let follow = agentctl(&server, &["events", "--follow", "--reconnect", "0", "-o", "json"]);
     let stop = async {
         tokio::time::sleep(std::time::Duration::from_millis(200)).await;
         server.shutdown.cancel();

@@ -9,6 +9,7 @@ use agentd_api::resources::Resources;
 use agentd_api::status::InstanceStatus;
 use agentd_isolators::cgroup::ContainerCgroup;
 use agentd_launcher::message::{Ended, FIRST_EXEC_KEY, ProcessEntry};
+use agentd_launcher::plan::ContainerPlan;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -23,6 +24,7 @@ use crate::launch::pod_init::Notice;
 use crate::lifecycle::{Action, Input};
 use crate::pool::Haste;
 use crate::sandbox::Sandbox;
+use crate::session::Joinable;
 
 /// How long beyond its grace period a launch that is given up may take before its processes are killed.
 const OVERDUE: Duration = Duration::from_secs(5);
@@ -49,6 +51,8 @@ pub(super) enum Signal {
 pub(super) struct Live {
     pub cgroup: Arc<ContainerCgroup>,
     pub oom_before: u64,
+    /// The plan that it was started with, without its mounts.
+    pub plan: Arc<ContainerPlan>,
     /// Ends its health check.
     pub health: CancellationToken,
 }
@@ -67,6 +71,8 @@ pub(super) struct Actor {
     pub launches: HashMap<usize, CancellationToken>,
     /// Ends that arrived before the task learned of the start.
     pub early: Vec<(usize, u32, Ended)>,
+    /// Notices that came while only those about sessions were wanted.
+    pub stashed: VecDeque<Notice>,
     pub signals: mpsc::UnboundedSender<Signal>,
     pub status: watch::Sender<InstanceStatus>,
     pub waiting: Vec<oneshot::Sender<()>>,
@@ -99,6 +105,7 @@ pub(super) fn spawn(
         exits: Arc::default(),
         launches: HashMap::new(),
         early: Vec::new(),
+        stashed: VecDeque::new(),
         signals,
         status,
         waiting: Vec::new(),
@@ -124,6 +131,10 @@ impl Actor {
         let mut meter = tokio::time::interval(METER);
         meter.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         while !self.record.released {
+            if let Some(notice) = self.stashed.pop_front() {
+                self.notice(notice).await;
+                continue;
+            }
             let notice = async {
                 match self.sandbox.as_mut() {
                     Some(sandbox) => sandbox.notices.recv().await.unwrap_or(Notice::Gone),
@@ -139,6 +150,10 @@ impl Actor {
                     Some(Command::Stop { done }) => {
                         self.waiting.push(done);
                         self.input(Input::Stop).await;
+                    }
+                    Some(Command::Join { slot, done }) => {
+                        // the one who asked may have gone
+                        let _ = done.send(self.joinable(slot));
                     }
                     Some(Command::Update { spec, done }) => {
                         // the one who asked may have gone
@@ -156,9 +171,24 @@ impl Actor {
         while let Some(command) = commands.recv().await {
             match command {
                 Command::Stop { done } => drop(done.send(())),
+                Command::Join { done, .. } => drop(done.send(Err("the instance has ended".to_owned()))),
                 // nothing runs that could be changed, but its specification follows the pod's
                 Command::Update { spec, done } => drop(done.send(self.update(*spec).await)),
             }
+        }
+    }
+
+    /// What a session in a container needs.
+    fn joinable(&self, slot: usize) -> Result<Joinable, String> {
+        match (&self.sandbox, self.live.get(&slot)) {
+            (Some(sandbox), Some(live)) => Ok(Joinable {
+                init: Arc::clone(&sandbox.init),
+                exits: Arc::clone(&self.exits),
+                cgroup: Arc::clone(&live.cgroup),
+                plan: Arc::clone(&live.plan),
+                attempt: self.record.machine.containers[slot].attempt,
+            }),
+            _ => Err("the container does not run any more".to_owned()),
         }
     }
 
@@ -249,7 +279,14 @@ impl Actor {
 
     fn publish(&self) {
         let init_pid = self.sandbox.as_ref().map(|s| s.init_pid);
-        self.status.send_replace(self.record.status(&self.host, init_pid));
+        let status = self.record.status(&self.host, init_pid);
+        let phase = status.phase;
+        let before = self.status.send_replace(status).phase;
+        if phase != before {
+            let subject = Subject { pod: Some(&self.spec.id), instance: Some(&self.record.id), container: None };
+            let message = format!("{} (was {})", phase.as_str(), before.as_str());
+            self.host.events.publish("instance-phase", subject, message);
+        }
     }
 
     pub(super) fn later(&self, delay_ms: u64, input: Input) {

@@ -3,6 +3,7 @@
 //! The checkpoint says what was meant, pod-init (or, if it is dead, the exit statuses that it wrote) says what is. Each
 //! difference becomes the input that the machine missed.
 
+use std::io::{Read, Seek, SeekFrom};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,7 +14,7 @@ use agentd_launcher::plan::ContainerPlan;
 use agentd_logging::Stream;
 
 use super::actor::Actor;
-use super::{launch, now_ms};
+use super::now_ms;
 use crate::lifecycle::{Action, Input};
 
 impl Actor {
@@ -65,9 +66,15 @@ impl Actor {
     }
 
     pub(super) async fn take_back_processes(&mut self, processes: Vec<ProcessEntry>) {
+        if let Some(sandbox) = &self.sandbox {
+            let (init, exits) = (Arc::clone(&sandbox.init), Arc::clone(&self.exits));
+            self.host.sessions.take_back(&self.host, &self.record.id, &init, &exits, &processes).await;
+        }
         for entry in processes.iter().filter(|p| p.key >= FIRST_EXEC_KEY) {
             super::command::pass_key(entry.key);
-            self.end_command(entry.key).await;
+            if !self.host.sessions.owns(&self.record.id, entry.key) {
+                self.end_command(entry.key).await;
+            }
         }
         for slot in 0..self.record.machine.containers.len() {
             let (alive, launching, attempt) = {
@@ -153,7 +160,7 @@ impl Actor {
             }
         };
         self.end_leftover_commands(&cgroup).await;
-        let plan = self.kept_plan(slot).await.unwrap_or_default();
+        let plan = self.kept_plan(slot).await;
         let started = self.record.machine.containers[slot].started_ms;
         let age = started.map_or(0, |start| now_ms().saturating_sub(start));
         // kills before this moment that the dead daemon did not see still count for this start
@@ -162,12 +169,17 @@ impl Actor {
 
     /// Kills what commands of health checks have left behind, and removes their cgroups: the next ones have the same names.
     async fn end_leftover_commands(&self, cgroup: &Arc<ContainerCgroup>) {
-        let (driver, cgroup) = (Arc::clone(&self.host.driver), Arc::clone(cgroup));
+        let (driver, sessions, cgroup) =
+            (Arc::clone(&self.host.driver), Arc::clone(&self.host.sessions), Arc::clone(cgroup));
         let Some(tree) = driver.layout().unified.clone() else { return };
         let ended = tokio::task::spawn_blocking(move || {
             let folder = tree.join(cgroup.cgroup_path().trim_start_matches('/'));
             let names = std::fs::read_dir(folder).into_iter().flatten().flatten();
             for name in names.filter_map(|entry| entry.file_name().into_string().ok()) {
+                let session = name.strip_prefix("exec-s").and_then(|key| key.parse().ok());
+                if session.is_some_and(|key| sessions.owns(cgroup.instance(), key)) {
+                    continue;
+                }
                 if let Some(command) = name.strip_prefix("exec-") {
                     driver.kill_exec(&cgroup, command)?;
                     driver.remove_exec(&cgroup, command, Instant::now() + Duration::from_secs(2))?;
@@ -180,16 +192,24 @@ impl Actor {
         }
     }
 
-    /// The plan kept for commands of health checks, with its environment made anew.
-    async fn kept_plan(&self, slot: usize) -> Option<ContainerPlan> {
-        let path = self.host.layout.pod(&self.record.id).join(format!("plan.{slot}"));
-        let mut plan = ContainerPlan::decode(&std::fs::read(path).ok()?).ok()?;
-        let image = launch::image(&self.host, &self.spec, &self.record.id, slot, true).await.ok().flatten();
-        let (host, spec, id) = (Arc::clone(&self.host), Arc::clone(&self.spec), self.record.id.clone());
-        let own = tokio::task::spawn_blocking(move || launch::variables(&host, &spec, &id, slot)).await.ok()?.ok()?;
-        let image_env = image.map(|image| image.env).unwrap_or_default();
-        plan.env = agentd_isolators::rootfs::merge_env(&image_env, &own);
-        Some(plan)
+    /// The plan that pod-init keeps for programs that join the container.
+    async fn kept_plan(&self, slot: usize) -> ContainerPlan {
+        let read = async {
+            let sandbox = self.sandbox.as_ref().ok_or("its pod-init is gone")?;
+            let memory = sandbox.init.plan(slot as u32).await.map_err(|error| error.to_string())?;
+            let mut bytes = Vec::new();
+            let mut file = std::fs::File::from(memory);
+            // the offset is shared with whoever read it before
+            file.seek(SeekFrom::Start(0)).and_then(|_| file.read_to_end(&mut bytes)).map_err(|e| e.to_string())?;
+            ContainerPlan::decode(&bytes).map_err(|error| error.to_string())
+        };
+        match read.await {
+            Ok(plan) => ContainerPlan { mounts: Vec::new(), ..plan },
+            Err(error) => {
+                tracing::error!(instance = self.record.id, slot, "nothing can join the container: its plan: {error}");
+                ContainerPlan::default()
+            }
+        }
     }
 
     /// Ends a command of a health check that the dead daemon had started.

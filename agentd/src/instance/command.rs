@@ -24,6 +24,11 @@ pub fn pass_key(key: u32) {
     NEXT.fetch_max(key.saturating_add(1), Ordering::Relaxed);
 }
 
+/// A key that no process that joins has had.
+pub fn next_key() -> u32 {
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
 /// Runs commands in one container.
 pub struct Runner {
     /// The host.
@@ -90,7 +95,7 @@ impl CommandProbe for Runner {
         Box::pin(async move {
             plan.argv = argv.into_iter().map(String::into_bytes).collect();
             plan.mounts.clear();
-            let key = NEXT.fetch_add(1, Ordering::Relaxed);
+            let key = next_key();
             let name = format!("check-{key}");
             let ended = exits.wait_for(key);
             let cleanup = Cleanup {

@@ -6,12 +6,13 @@ use std::time::{Duration, Instant};
 use agentd_api::status::{ExitStatus, Reason, TaskState};
 use agentd_isolators::ContainerContext;
 use agentd_isolators::cgroup::ContainerCgroup;
-use agentd_launcher::message::Ended;
+use agentd_launcher::message::{Ended, FIRST_EXEC_KEY};
 
 use super::actor::Actor;
 use super::setup;
 use crate::failpoint;
 use crate::host::Host;
+use crate::launch::pod_init::Notice;
 use crate::lifecycle::{Ending, Input};
 
 impl Actor {
@@ -140,6 +141,7 @@ impl Actor {
             return;
         }
         let live = self.live.remove(&slot);
+        let sessions = self.host.sessions.container_ended(&self.record.id, slot);
         let (mut cause, mut memory_peak, mut ended_in) = (None, None, None);
         if let Some(live) = live {
             live.health.cancel();
@@ -150,6 +152,9 @@ impl Actor {
             ended_in = Some(live.cgroup);
         } else {
             self.close_log(slot).await;
+        }
+        if sessions {
+            self.hear_sessions(slot).await;
         }
         let exit = match ended {
             Some(Ended::Code(code)) => ExitStatus::Code(code),
@@ -168,6 +173,28 @@ impl Actor {
         // told first: nobody waits for the removal of what it wrote. A released instance has nothing left to remove
         if let Some(cgroup) = ended_in.filter(|_| !self.record.released) {
             self.clean_up(slot, attempt, &cgroup);
+        }
+    }
+
+    /// Hears the ends of a container's sessions, which were killed with it, before anything else is done: the pod-init may
+    /// be gone then.
+    async fn hear_sessions(&mut self, slot: usize) {
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(2);
+        while self.host.sessions.any_running(&self.record.id, slot) {
+            let Some(sandbox) = self.sandbox.as_mut() else { return };
+            tokio::select! {
+                () = tokio::time::sleep_until(deadline) => return,
+                // the session's own task has to take it in
+                () = tokio::time::sleep(Duration::from_millis(5)) => {}
+                notice = sandbox.notices.recv() => match notice {
+                    Some(Notice::Exited { key, ended, .. }) if key >= FIRST_EXEC_KEY => self.exits.ended(key, ended),
+                    Some(Notice::Gone) | None => {
+                        self.stashed.push_back(Notice::Gone);
+                        return;
+                    }
+                    Some(other) => self.stashed.push_back(other),
+                },
+            }
         }
     }
 

@@ -5,6 +5,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use agentd_api::message::Progress;
@@ -45,7 +46,7 @@ pub struct Job {
 pub struct Started {
     pub pid: u32,
     pub cgroup: Arc<ContainerCgroup>,
-    /// The plan without its mounts, for commands of health checks.
+    /// The plan without its mounts, for programs that join the container.
     pub plan: Arc<ContainerPlan>,
     /// Count of memory kills before the start.
     pub oom_before: u64,
@@ -98,8 +99,11 @@ pub async fn image(
     wanted.force_pull &= !again;
     let (events, pod, id, name) = (Arc::clone(host), spec.id.clone(), instance.to_owned(), container.name.clone());
     let reference = wanted.id.clone();
+    let pulled = Arc::new(AtomicBool::new(false));
+    let pulling = Arc::clone(&pulled);
     let progress = Arc::new(move |progress: Progress| {
         if let Progress::Resolved { layers, bytes, .. } = progress {
+            pulling.store(true, Ordering::Relaxed);
             let subject = Subject { pod: Some(&pod), instance: Some(&id), container: Some(&name) };
             events.events.publish("image-pulling", subject, format!("{reference}: {layers} layers, {bytes} bytes"));
         }
@@ -109,6 +113,10 @@ pub async fn image(
         .obtain(&wanted, instance, progress)
         .await
         .map_err(|e| (Reason::ImagePullFailed, format!("containers[{slot}].image: {e}")))?;
+    if pulled.load(Ordering::Relaxed) {
+        let subject = Subject { pod: Some(&spec.id), instance: Some(instance), container: Some(&container.name) };
+        host.events.publish("image-pulled", subject, format!("{} is {}", image.reference, image.digest));
+    }
     Ok(Some(ImageRoot {
         layers: image.layers,
         entrypoint: image.config.entrypoint,
@@ -237,7 +245,6 @@ async fn hand_over(job: &Job, prepared: Prepared) -> Result<Started, Failure> {
     }
     failpoint::pass("launch.captured");
     plan.mounts.clear();
-    keep_plan(job, &plan);
     Ok(Started { pid, cgroup, plan: Arc::new(plan), oom_before, spec: Arc::clone(&job.spec) })
 }
 
@@ -269,21 +276,6 @@ fn not_started(job: &Job, error: &LaunchError) -> String {
         _ => return format!("{at}.{field}: {error}"),
     };
     format!("{at}.{field}: {program}: {fault}")
-}
-
-/// Keeps the plan, without its environment (secrets), for commands of health checks after a restart of the daemon.
-fn keep_plan(job: &Job, plan: &ContainerPlan) {
-    if job.spec.containers[job.slot].health_check.as_ref().is_none_or(|check| check.exec.is_none()) {
-        return;
-    }
-    let mut kept = plan.clone();
-    kept.env.clear();
-    let path = job.host.layout.pod(&job.instance).join(format!("plan.{}", job.slot));
-    let temporary = path.with_extension("new");
-    let written = std::fs::write(&temporary, kept.encode()).and_then(|()| std::fs::rename(&temporary, &path));
-    if let Err(error) = written {
-        tracing::warn!("{}: {error}; the health check cannot go on after a restart of agentd", path.display());
-    }
 }
 
 /// kubelet's rule: the more of the host's memory a container may use, the later it is chosen when the host runs out.

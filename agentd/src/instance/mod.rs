@@ -16,7 +16,7 @@ mod adopt;
 pub mod command;
 mod ends;
 pub mod environment;
-mod exits;
+pub mod exits;
 mod launch;
 mod resources;
 mod setup;
@@ -34,6 +34,7 @@ pub use state::Record;
 
 use crate::host::Host;
 use crate::sandbox::Sandbox;
+use crate::session::Joinable;
 
 /// What others ask of an instance.
 #[derive(Debug)]
@@ -42,6 +43,13 @@ pub enum Command {
     Stop {
         /// Where the answer goes.
         done: oneshot::Sender<()>,
+    },
+    /// Give what a session in a running container needs.
+    Join {
+        /// The container's place in the pod.
+        slot: usize,
+        /// Where the answer goes.
+        done: oneshot::Sender<Result<Joinable, String>>,
     },
     /// Change the resources of its running containers to those of this specification.
     Update {
@@ -86,6 +94,14 @@ impl Handle {
             // an error means that the task has ended already
             let _ = waiting.await;
         }
+    }
+
+    /// What a session in a running container needs.
+    pub async fn join(&self, slot: usize) -> Result<Joinable, String> {
+        let (done, waiting) = oneshot::channel();
+        let gone = || "the instance has ended".to_owned();
+        self.commands.send(Command::Join { slot, done }).map_err(|_| gone())?;
+        waiting.await.map_err(|_| gone())?
     }
 
     /// Changes resources in place.

@@ -137,7 +137,10 @@ impl Actor {
         age: Duration,
     ) {
         let health = CancellationToken::new();
-        let replaced = self.live.insert(slot, Live { cgroup: Arc::clone(&cgroup), oom_before, health: health.clone() });
+        let replaced = self.live.insert(
+            slot,
+            Live { cgroup: Arc::clone(&cgroup), oom_before, plan: Arc::clone(&plan), health: health.clone() },
+        );
         if let Some(replaced) = replaced {
             replaced.health.cancel();
         }

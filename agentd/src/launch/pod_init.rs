@@ -10,7 +10,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use agentd_launcher::message::{Ended, ProcessEntry, Reply, Request, SpareKind};
+use agentd_launcher::message::{Ended, ProcessEntry, Reply, Request, SpareKind, Streams};
 use agentd_launcher::socket::MAX_MESSAGE;
 use tokio::sync::{mpsc, oneshot};
 
@@ -163,7 +163,7 @@ impl PodInit {
     ) -> Result<(u32, [OwnedFd; 2]), LaunchError> {
         let memory = binary::memory_file("plan", plan)?;
         let all: Vec<BorrowedFd<'_>> = std::iter::once(&memory).chain(fds).map(AsFd::as_fd).collect();
-        let (pid, pipes) = self.process(Request::Start { key, attempt, stdio: false }, &all).await?;
+        let (pid, pipes) = self.process(Request::Start { key, attempt, streams: Streams::Capture }, &all).await?;
         let pipes = pipes.try_into().map_err(|_| LaunchError::Unexpected("start without two pipes".to_owned()))?;
         Ok((pid, pipes))
     }
@@ -172,7 +172,62 @@ impl PodInit {
     pub async fn start_with(&self, key: u32, plan: &[u8], streams: [BorrowedFd<'_>; 3]) -> Result<u32, LaunchError> {
         let memory = binary::memory_file("plan", plan)?;
         let all: Vec<BorrowedFd<'_>> = std::iter::once(memory.as_fd()).chain(streams).collect();
-        self.process(Request::Start { key, attempt: 1, stdio: true }, &all).await.map(|(pid, _)| pid)
+        self.process(Request::Start { key, attempt: 1, streams: Streams::Given }, &all).await.map(|(pid, _)| pid)
+    }
+
+    /// Starts a joined process whose agentd ends of the streams (`kept`; the first is the write end of standard input where
+    /// there is one) are parked in pod-init.
+    pub async fn start_parked(
+        &self,
+        key: u32,
+        plan: &[u8],
+        streams: [BorrowedFd<'_>; 3],
+        kept: &[BorrowedFd<'_>],
+        fds: &[OwnedFd],
+    ) -> Result<u32, LaunchError> {
+        let memory = binary::memory_file("plan", plan)?;
+        let given = std::iter::once(memory.as_fd()).chain(streams);
+        let all: Vec<BorrowedFd<'_>> =
+            given.chain(kept.iter().copied()).chain(fds.iter().map(AsFd::as_fd)).collect();
+        let streams = Streams::Parked { kept: kept.len() as u8 };
+        self.process(Request::Start { key, attempt: 1, streams }, &all).await.map(|(pid, _)| pid)
+    }
+
+    /// Starts a joined process with a new terminal; `kept` is parked beside its master. Returns its process id and the
+    /// master.
+    pub async fn start_terminal(
+        &self,
+        key: u32,
+        plan: &[u8],
+        (rows, columns): (u16, u16),
+        kept: BorrowedFd<'_>,
+        fds: &[OwnedFd],
+    ) -> Result<(u32, OwnedFd), LaunchError> {
+        let memory = binary::memory_file("plan", plan)?;
+        let streams = Streams::Terminal { kept: 1, rows, columns };
+        let all: Vec<BorrowedFd<'_>> = [memory.as_fd(), kept].into_iter().chain(fds.iter().map(AsFd::as_fd)).collect();
+        let (pid, mut fds) = self.process(Request::Start { key, attempt: 1, streams }, &all).await?;
+        let master =
+            fds.pop().ok_or_else(|| LaunchError::Unexpected("start without a terminal".to_owned()))?;
+        Ok((pid, master))
+    }
+
+    /// What is parked for a started process, in the order in which it was parked.
+    pub async fn parked(&self, key: u32) -> Result<Vec<OwnedFd>, LaunchError> {
+        self.done(Request::Pipes { key }, &[]).await
+    }
+
+    /// Has pod-init let go of the write end of a process's standard input.
+    pub async fn unpark(&self, key: u32) -> Result<(), LaunchError> {
+        self.done(Request::Unpark { key }, &[]).await.map(drop)
+    }
+
+    /// The memfd with the plan that a container was started with.
+    pub async fn plan(&self, key: u32) -> Result<OwnedFd, LaunchError> {
+        let fds = self.done(Request::Plan { key }, &[]).await?;
+        let [plan] = <[OwnedFd; 1]>::try_from(fds)
+            .map_err(|_| LaunchError::Unexpected("a plan without one descriptor".to_owned()))?;
+        Ok(plan)
     }
 
     /// The read ends of a container's standard output and error.

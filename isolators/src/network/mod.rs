@@ -145,7 +145,7 @@ impl Network {
         let firewall = firewall::Firewall {
             table: names::table(&settings.instance),
             bridge: bridge.clone(),
-            daemon_ports: settings.daemon_ports.clone(),
+            daemon_ports: if settings.daemon_access { Vec::new() } else { settings.daemon_ports.clone() },
             allow_metadata: settings.allow_metadata,
             allow_inbound: settings.allow_inbound,
             host_access: settings.host_access,

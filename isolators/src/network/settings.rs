@@ -38,8 +38,10 @@ pub struct NetworkSettings {
     pub mtu: u32,
     /// First and last host port given out for `hostPort: 0`.
     pub port_range: (u16, u16),
-    /// Ports of the daemon: pods neither reach nor get them.
+    /// Ports of the daemon: pods neither get them nor, unless `daemon_access` is set, reach them.
     pub daemon_ports: Vec<u16>,
+    /// Whether pods reach the daemon's ports.
+    pub daemon_access: bool,
     /// Further names of the built-in network, e.g. `dcos`.
     pub aliases: Vec<String>,
     /// Whether pods reach the host's services in general; if not, only ICMP and DNS.
@@ -72,6 +74,7 @@ impl NetworkSettings {
             mtu: 0,
             port_range: (31000, 32000),
             daemon_ports: Vec::new(),
+            daemon_access: false,
             aliases: Vec::new(),
             host_access: true,
             allow_metadata: false,

@@ -64,6 +64,8 @@ struct Request<'a> {
     index: usize,
     attempt: u32,
     image: Option<&'a ImageRoot>,
+    /// Name of the folder of its writes; by container and attempt where absent.
+    upper: Option<&'a str>,
 }
 
 impl Rootfs {
@@ -83,12 +85,50 @@ impl Rootfs {
         image: Option<&ImageRoot>,
         launch: &mut Launch,
     ) -> Result<(), IsolatorError> {
-        let index = slot as usize;
-        if pod.containers.len() <= index {
-            return Err(IsolatorError::new(NAME, format!("the pod has no container {slot}")));
+        self.build_in(Request { pod, index: slot as usize, attempt, image, upper: None }, (instance, pod_dir), launch)
+    }
+
+    /// The same for a debug container beside container `slot`: another image, and `name` for the folder of its writes, which
+    /// [`Rootfs::remove_debug`] removes.
+    pub fn build_debug(
+        &self,
+        pod: &PodSpec,
+        slot: u32,
+        name: &str,
+        place: (&str, &Path),
+        image: &ImageRoot,
+        launch: &mut Launch,
+    ) -> Result<(), IsolatorError> {
+        let request = Request { pod, index: slot as usize, attempt: 0, image: Some(image), upper: Some(name) };
+        self.build_in(request, place, launch)
+    }
+
+    /// Removes what a debug container wrote. One that is gone is fine.
+    pub fn remove_debug(&self, name: &str, (instance, pod_dir): (&str, &Path)) -> Result<(), IsolatorError> {
+        let failed = |e| IsolatorError::io(NAME, "cannot remove a debug container's upper layer", e);
+        if !pod_dir.exists() {
+            return Ok(());
         }
-        let request = Request { pod, index, attempt, image };
-        let container = &pod.containers[index];
+        let data = self.disk.open_pod_dir(instance, pod_dir)?;
+        let gone = |e: std::io::Error| if e.kind() == std::io::ErrorKind::NotFound { Ok(()) } else { Err(e) };
+        let name = std::ffi::CString::new(name).map_err(|e| failed(e.into()))?;
+        match crate::mounter::open_below(&data, "upper") {
+            Err(e) => gone(e).map_err(failed),
+            Ok(parent) => walk::remove_below(&parent, &name).or_else(gone).map_err(failed),
+        }
+    }
+
+    fn build_in(
+        &self,
+        request: Request<'_>,
+        (instance, pod_dir): (&str, &Path),
+        launch: &mut Launch,
+    ) -> Result<(), IsolatorError> {
+        let Request { pod, index, image, .. } = request;
+        let container = pod
+            .containers
+            .get(index)
+            .ok_or_else(|| IsolatorError::new(NAME, format!("the pod has no container {index}")))?;
         launch.plan.argv = config::argv(container, image).ok_or_else(|| {
             let cure = "give the container exec.command or an image with an entrypoint";
             IsolatorError::new(NAME, format!("containers[{index}].exec: no command here and none in the image; {cure}"))
@@ -253,6 +293,9 @@ impl Isolator for Rootfs {
 fn fresh_upper(dirs: &PodDirs, request: &Request<'_>) -> Result<OwnedFd, IsolatorError> {
     let failed = |e| IsolatorError::io(NAME, "cannot make the container's upper layer", e);
     let parent = ensure_dir(&dirs.data, "upper", 0o755, None).map_err(failed)?;
+    if let Some(name) = request.upper {
+        return ensure_dir(&parent, name, 0o755, None).map_err(failed);
+    }
     remove_uppers(&parent, request.index, None).map_err(failed)?;
     let name = format!("c{}.{}", request.index, request.attempt);
     ensure_dir(&parent, &name, 0o755, None).map_err(failed)

@@ -1,11 +1,14 @@
 //! `bench`: whole-program measurements beside the other engines that are installed. See `docs/benchmarks.md`.
 
+mod checks;
+mod exec;
 mod floor;
 mod harness;
 mod idle;
 mod oci;
 mod ours;
 mod peers;
+mod pipe;
 mod pods;
 mod report;
 mod storm;
@@ -20,9 +23,11 @@ use crate::elevate;
 pub fn run(root: &Path, arguments: &[String]) -> Result<ExitCode, String> {
     let quick = arguments.iter().any(|word| word == "--quick");
     let names: Vec<&str> = arguments.iter().map(String::as_str).filter(|word| *word != "--quick").collect();
-    if names != ["pods"] {
-        return Err("bench: expected one name of: pods; and perhaps --quick".to_owned());
-    }
+    let measure = match names.as_slice() {
+        ["pods"] => pods::run,
+        ["exec"] => exec::run,
+        _ => return Err("bench: expected one name of: pods, exec; and perhaps --quick".to_owned()),
+    };
     let words: Vec<String> = std::iter::once("bench".to_owned()).chain(arguments.iter().cloned()).collect();
     if let Some(end) = elevate::require(root, &words) {
         return end;
@@ -37,7 +42,7 @@ pub fn run(root: &Path, arguments: &[String]) -> Result<ExitCode, String> {
             .map_err(|error| format!("target/release/xtask cannot be started: {error}"))?;
         return Ok(ExitCode::from(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1)));
     }
-    pods::run(root, quick)
+    measure(root, quick)
 }
 
 /// Where a benchmark keeps its files: memory where there is some, because a disk's mood is not what is measured.

@@ -65,6 +65,18 @@ pub fn run(command: &mut Command) -> Result<String, String> {
     Err(format!("{}: {}", output.status, last.into_iter().rev().collect::<Vec<_>>().join("; ")))
 }
 
+/// Runs a command to its end without input and output: a pipe would be one thing more to wait for.
+pub fn silent(command: &mut Command) -> Result<(), String> {
+    let name = command.get_program().to_string_lossy().into_owned();
+    let status = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .map_err(|error| format!("{name} cannot be started: {error}"))?;
+    if status.success() { Ok(()) } else { Err(format!("{name} ended with {status}")) }
+}
+
 /// The cgroup below which all peers' containers are.
 pub fn cgroup_base() -> String {
     format!("/agentd-bench-{}", std::process::id())
@@ -80,21 +92,55 @@ pub struct Runtime {
 
 impl Runtime {
     pub fn new(program: &'static str, scratch: &Path, root: &Path, slot: usize) -> Result<Option<Self>, String> {
+        Self::with(program, scratch, root, &slot.to_string(), &["/bin/testbox", "true"])
+    }
+
+    /// One whose container stays, for [`Runtime::start`].
+    pub fn staying(program: &'static str, scratch: &Path, root: &Path) -> Result<Option<Self>, String> {
+        Self::with(program, scratch, root, "held", &["/bin/testbox", "hold"])
+    }
+
+    fn with(
+        program: &'static str,
+        scratch: &Path,
+        root: &Path,
+        name: &str,
+        words: &[&str],
+    ) -> Result<Option<Self>, String> {
         if !installed(program) {
             return Ok(None);
         }
-        let bundle = scratch.join(format!("{program}-bundle-{slot}"));
-        let cgroup = format!("{}/{program}-{slot}", cgroup_base());
-        oci::bundle(&bundle, root, &cgroup, &["/bin/testbox", "true"])?;
-        Ok(Some(Self { program, state: scratch.join(format!("{program}-state-{slot}")), bundle }))
+        let bundle = scratch.join(format!("{program}-bundle-{name}"));
+        let cgroup = format!("{}/{program}-{name}", cgroup_base());
+        oci::bundle(&bundle, root, &cgroup, words)?;
+        Ok(Some(Self { program, state: scratch.join(format!("{program}-state-{name}")), bundle }))
+    }
+
+    fn command(&self, words: &[&str]) -> Command {
+        let mut command = Command::new(self.program);
+        command.arg("--root").arg(&self.state).args(words);
+        command
+    }
+
+    /// Starts a container that stays.
+    pub fn start(&self, id: &str) -> Result<(), String> {
+        silent(self.command(&["run", "--detach", "--bundle"]).arg(&self.bundle).arg(id))
+    }
+
+    /// One program in a container that stays.
+    pub fn exec(&self, id: &str) -> Result<(), String> {
+        silent(&mut self.command(&["exec", id, "/bin/testbox", "true"]))
+    }
+
+    /// Ends a container that stays.
+    pub fn delete(&self, id: &str) -> Result<(), String> {
+        silent(&mut self.command(&["delete", "--force", id]))
     }
 
     /// One container to its end: output is not captured, as a pipe would be one thing more to wait for.
     pub fn run(&self, id: &str) -> Result<(), String> {
-        let status = Command::new(self.program)
-            .arg("--root")
-            .arg(&self.state)
-            .args(["run", "--bundle"])
+        let status = self
+            .command(&["run", "--bundle"])
             .arg(&self.bundle)
             .arg(id)
             .stdin(Stdio::null())
@@ -174,6 +220,24 @@ impl Containerd {
         let cgroup = format!("{}/ctr", cgroup_base());
         run(self.ctr().args(["run", "--rm", "--cgroup", &cgroup, ours::IMAGE, id, "/bin/testbox", "true"])).map(|_| ())
     }
+
+    /// Starts a container that stays.
+    pub fn start_staying(&self, id: &str) -> Result<(), String> {
+        let cgroup = format!("{}/ctr-{id}", cgroup_base());
+        let words = ["run", "--detach", "--cgroup", &cgroup, ours::IMAGE, id, "/bin/testbox", "hold"];
+        silent(self.ctr().args(words))
+    }
+
+    /// One program in a container that stays; `exec` is its name there.
+    pub fn exec(&self, id: &str, exec: &str) -> Result<(), String> {
+        silent(self.ctr().args(["task", "exec", "--exec-id", exec, id, "/bin/testbox", "true"]))
+    }
+
+    /// Ends a container that stays.
+    pub fn delete(&self, id: &str) -> Result<(), String> {
+        run(self.ctr().args(["task", "rm", "--force", id]))?;
+        run(self.ctr().args(["containers", "rm", id])).map(|_| ())
+    }
 }
 
 impl Drop for Containerd {
@@ -238,6 +302,17 @@ impl Podman {
     pub fn run(&self) -> Result<(), String> {
         let words = ["run", "--rm", "--network", "none", ours::IMAGE, "/bin/testbox", "true"];
         run(&mut self.command(&words)).map(|_| ())
+    }
+
+    /// Starts a container that stays; all of them are removed in the end.
+    pub fn start_staying(&self, name: &str) -> Result<(), String> {
+        let words = ["run", "--detach", "--name", name, "--network", "none", ours::IMAGE, "/bin/testbox", "hold"];
+        silent(&mut self.command(&words))
+    }
+
+    /// One program in a container that stays.
+    pub fn exec(&self, name: &str) -> Result<(), String> {
+        silent(&mut self.command(&["exec", name, "/bin/testbox", "true"]))
     }
 
     /// A pod of two containers: created, started, removed.

@@ -16,7 +16,7 @@ use crate::daemon::{Daemon, Scratch};
 use crate::installed;
 
 /// Pods are admitted by what they ask for; here it is not to run out.
-const PLENTY: &[&str] = &[
+pub const PLENTY: &[&str] = &[
     "--set",
     "logs.level=warn",
     "--set",

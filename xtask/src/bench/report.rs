@@ -37,6 +37,8 @@ pub enum Bound {
     AtMost(f64),
     /// At least so many times smaller than the reference.
     Faster(f64),
+    /// At least so many times the reference.
+    AtLeast(f64),
 }
 
 /// The rows of one benchmark.
@@ -82,6 +84,10 @@ impl Report {
             Bound::Faster(least) => {
                 let ratio = other.median / ours.median;
                 (ratio, format!(">= {least} x faster"), ratio >= least)
+            }
+            Bound::AtLeast(least) => {
+                let ratio = ours.median / other.median;
+                (ratio, format!(">= {least} x"), ratio >= least)
             }
         };
         let reference = Some(format!("{} = {}", other.name, figure(other.median)));
@@ -191,8 +197,9 @@ mod tests {
         report.compare("run: agentd", "run: floor", Bound::AtMost(1.5));
         report.compare("run: agentd", "run: ctr", Bound::Faster(11.0));
         report.hold("run: agentd", 4.0, true);
+        report.compare("run: agentd", "run: floor", Bound::AtLeast(1.6));
         let held: Vec<_> = report.rows.iter().filter_map(|row| Some((row.ratio?, row.met?))).collect();
-        assert_eq!(held, [(1.5, true), (10.0, false), (0.75, true)]);
+        assert_eq!(held, [(1.5, true), (10.0, false), (0.75, true), (1.5, false)]);
     }
 
     #[test]

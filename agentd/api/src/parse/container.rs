@@ -72,7 +72,8 @@ fn resources(at: &Place) -> ContainerResources {
     }
 }
 
-fn image(at: &Place) -> Image {
+/// `image` of a container, or of a debug container.
+pub(super) fn image(at: &Place) -> Image {
     let o = at.object(&fields::IMAGE);
     let kind =
         o.at("kind").required("\"DOCKER\" or \"OCI\"").word(&[("DOCKER", ImageKind::Docker), ("OCI", ImageKind::Oci)]);

@@ -79,6 +79,15 @@ tables! {
     GPU: "containers[].agentd.gpu" = ["share"];
 }
 
+/// The body of an exec call, which is no part of a pod.
+pub(super) static EXEC_REQUEST: Fields = Fields {
+    object: "the exec request",
+    names: &[
+        "container", "instance", "command", "tty", "rows", "columns", "stdin", "environment", "user", "workdir",
+        "capabilities", "detach", "idleSeconds", "maxSeconds", "image",
+    ],
+};
+
 /// The name that was most likely meant: one that differs only in case or by a few letters.
 pub(super) fn did_you_mean<'a>(written: &str, names: &[&'a str]) -> Option<&'a str> {
     /// A longer word cannot be near any name.

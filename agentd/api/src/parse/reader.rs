@@ -40,7 +40,7 @@ impl<'a> Place<'a> {
         let place = Self { path: String::new(), value: Some(value), report, void: false };
         // `null` means absent everywhere below, but a document has to be there.
         if value.is_null() {
-            report.unreadable("", "found null, expected an object: the pod".to_owned());
+            report.unreadable("", "found null, expected an object".to_owned());
             return Self { value: None, void: true, ..place };
         }
         place

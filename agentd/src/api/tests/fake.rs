@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::time::Duration;
 
-use agentd_api::message::{NodeInfo, NodeResources};
+use agentd_api::message::{ContainerUsage, NodeInfo, NodeResources};
 use agentd_api::pod::PodSpec;
 use agentd_api::resources::{Resource, Short, Shortfall};
+use agentd_api::session::ExecRequest;
 use agentd_api::status::{ContainerStatus, ExitStatus, InstancePhase, InstanceStatus, PodStatus, TaskState};
 use agentd_images::Store;
 use agentd_logging::Capture;
@@ -14,14 +15,20 @@ use tokio::sync::watch;
 
 use crate::api::Pods;
 use crate::events::{Events, Subject};
+use crate::layout::Layout;
 use crate::node::{NodeError, Until};
+use crate::session::tests::Setting;
+use crate::session::{Begin, Session};
 
 pub(crate) struct Fake {
     pods: Mutex<BTreeMap<String, PodStatus>>,
     changed: watch::Sender<u64>,
+    /// Sessions that were begun: children of the test.
+    live: Mutex<Vec<Session>>,
     events: Events,
     images: Store,
     capture: Capture,
+    layout: Layout,
     pub folder: tempfile::TempDir,
 }
 
@@ -43,9 +50,11 @@ impl Fake {
         Self {
             pods: Mutex::default(),
             changed: watch::channel(0).0,
+            live: Mutex::default(),
             events: Events::default(),
             images: Store::open(&folder.path().join("images"), agentd_images::Settings::default()).unwrap(),
             capture: Capture::start(folder.path().join("logs"), agentd_logging::Settings::default()).unwrap(),
+            layout: Layout { run: folder.path().join("run"), state: folder.path().to_owned() },
             folder,
         }
     }
@@ -60,7 +69,18 @@ impl Fake {
         self.changed.send_modify(|count| *count += 1);
     }
 
-    fn enter(&self, spec: PodSpec, phase: InstancePhase) -> PodStatus {
+    fn expect(&self, id: &str, expected: Option<&[String]>) -> Result<(), NodeError> {
+        let found = self.get(id)?.spec.version.unwrap_or_default();
+        match expected {
+            Some(expected) if !expected.contains(&found) => {
+                Err(NodeError::Stale { pod: id.to_owned(), found, expected: expected.to_vec() })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn enter(&self, mut spec: PodSpec, phase: InstancePhase) -> PodStatus {
+        spec.version = Some(jiff::Timestamp::now().to_string());
         let failed = phase == InstancePhase::Failed;
         let container = |name: &str| ContainerStatus {
             name: name.to_owned(),
@@ -116,13 +136,13 @@ impl Pods for Fake {
         Ok(self.enter(spec, phase))
     }
 
-    async fn update(&self, spec: PodSpec) -> Result<PodStatus, NodeError> {
-        self.get(&spec.id)?;
+    async fn update(&self, spec: PodSpec, expected: Option<&[String]>) -> Result<PodStatus, NodeError> {
+        self.expect(&spec.id, expected)?;
         Ok(self.enter(spec, InstancePhase::Running))
     }
 
-    async fn remove(&self, id: &str) -> Result<(), NodeError> {
-        self.get(id)?;
+    async fn remove(&self, id: &str, expected: Option<&[String]>) -> Result<(), NodeError> {
+        self.expect(id, expected)?;
         self.pods.lock().unwrap().remove(id);
         self.changed.send_modify(|count| *count += 1);
         Ok(())
@@ -176,5 +196,36 @@ impl Pods for Fake {
 
     fn capture(&self) -> &Capture {
         &self.capture
+    }
+
+    async fn begin(&self, begin: Begin) -> Result<Session, NodeError> {
+        self.get(&begin.pod)?;
+        let ExecRequest { command, tty, stdin, detach, .. } = begin.request;
+        let setting = Setting { tty, stdin: stdin || tty, detach, ..Setting::default() };
+        let session = crate::session::tests::over(&command.join(" "), setting);
+        self.live.lock().unwrap().push(session.clone());
+        Ok(session)
+    }
+
+    fn sessions(&self) -> Vec<Session> {
+        self.live.lock().unwrap().clone()
+    }
+
+    fn session(&self, id: &str) -> Result<Session, NodeError> {
+        let live = self.live.lock().unwrap();
+        live.iter().find(|session| session.id() == id).cloned().ok_or_else(|| NodeError::NotFound(id.to_owned()))
+    }
+
+    fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    fn open_data(&self, instance: &str) -> Result<std::os::fd::OwnedFd, String> {
+        let folder = std::fs::File::open(self.layout.sandbox(instance));
+        folder.map(Into::into).map_err(|error| error.to_string())
+    }
+
+    async fn usage(&self, _pod: Option<&str>) -> Result<Vec<ContainerUsage>, NodeError> {
+        Ok(Vec::new())
     }
 }

@@ -1,8 +1,13 @@
 //! The API against a small stand-in for the node, over a real socket.
 
 mod calls;
+mod exec;
+mod exec_client;
+mod exec_sessions;
+mod exec_websocket;
 mod fake;
 mod hostile;
+mod rest;
 mod streams;
 
 pub(crate) use fake::{Fake, pod};
@@ -60,6 +65,15 @@ impl Reply {
 }
 
 impl Server {
+    /// Another server onto the same node, as after a restart of the daemon.
+    pub fn again(&self) -> Self {
+        let socket = self.fake.folder.path().join("again.sock");
+        let listener = UnixListener::bind(&socket).unwrap();
+        let shutdown = CancellationToken::new();
+        let served = serve_within(Arc::clone(&self.fake), listener, shutdown.clone(), Limits::default());
+        Self { fake: Arc::clone(&self.fake), socket, shutdown, served: tokio::spawn(served) }
+    }
+
     pub async fn connect(&self) -> UnixStream {
         UnixStream::connect(&self.socket).await.unwrap()
     }

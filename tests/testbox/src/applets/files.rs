@@ -1,7 +1,7 @@
 //! Files: read, list, open, write.
 
 use std::fs::{self, File, OpenOptions};
-use std::io;
+use std::io::{self, Write};
 
 use super::usage;
 use crate::errno;
@@ -52,6 +52,15 @@ pub fn open(arguments: &[String]) -> u8 {
         "w" => errno::report(OpenOptions::new().write(true).open(path)),
         _ => usage("open PATH r|w"),
     }
+}
+
+/// Adds a line to a file.
+pub fn append(arguments: &[String]) -> u8 {
+    let Some((path, words)) = arguments.split_first() else {
+        return usage("append FILE TEXT…");
+    };
+    let file = fs::File::options().create(true).append(true).open(path);
+    errno::report(file.and_then(|mut file| file.write_all((words.join(" ") + "\n").as_bytes())))
 }
 
 /// Writes a file.

@@ -17,6 +17,7 @@ type Applet = fn(&[String]) -> u8;
 const WRONG: u8 = 2;
 
 const APPLETS: &[(&str, Applet)] = &[
+    ("append", files::append),
     ("cache", servers::cache),
     ("caps", inspect::caps),
     ("cat", files::cat),
@@ -41,6 +42,7 @@ const APPLETS: &[(&str, Applet)] = &[
     ("mounts", inspect::mounts),
     ("open", files::open),
     ("pids", inspect::pids),
+    ("repeat", net::repeat),
     ("sleep", basic::sleep),
     ("spam", basic::spam),
     ("spin", consume::spin),

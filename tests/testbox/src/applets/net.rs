@@ -66,6 +66,27 @@ pub fn listen(arguments: &[String]) -> u8 {
     }
 }
 
+/// Reads each connection to its end and sends back what it read.
+pub fn repeat(arguments: &[String]) -> u8 {
+    let Some(port) = number::<u16>(arguments, 0) else {
+        return usage("repeat PORT");
+    };
+    match TcpListener::bind(("127.0.0.1", port)) {
+        Ok(listener) => {
+            println!("listening on {port}");
+            for mut stream in listener.incoming().flatten() {
+                std::thread::spawn(move || {
+                    let mut bytes = Vec::new();
+                    // a client that left is its own affair
+                    let _ = stream.read_to_end(&mut bytes).and_then(|_| stream.write_all(&bytes));
+                });
+            }
+            0
+        }
+        Err(error) => errno::report::<()>(Err(error)),
+    }
+}
+
 /// `get http://HOST[:PORT]/PATH`: prints the body; 0 when the status is 2xx.
 pub fn get(arguments: &[String]) -> u8 {
     let Some((authority, path)) = arguments.first().and_then(|url| {
