@@ -106,7 +106,9 @@ async fn serve(config: Config) -> Result<(), String> {
     let began = Instant::now();
     let host = Host::start(config)?;
     // what is wrong with these is told before anything of the pods is touched
-    let access = Arc::new(Access::open(&host.config.api, Arc::clone(&host.audit))?);
+    let volumes = Arc::clone(&host.volumes);
+    let access = Access::open(&host.config.api, Arc::clone(&host.audit))?;
+    let access = Arc::new(access.tell(move |policy| volumes.close(policy.folders())));
     let tls = tls(&host.config.api)?;
     let node = Node::new(Arc::clone(&host));
     let report = recovery::run(&node).await?;

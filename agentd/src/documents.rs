@@ -15,6 +15,10 @@ fn docs() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs")
 }
 
+fn is_page(name: &str) -> bool {
+    Path::new(name).extension().is_some_and(|extension| extension == "md")
+}
+
 fn page(name: &str) -> String {
     std::fs::read_to_string(docs().join(name)).unwrap_or_else(|error| panic!("docs/{name}: {error}"))
 }
@@ -26,8 +30,7 @@ fn table<'a>(page: &'a str, heading: &str) -> Vec<Vec<&'a str>> {
     lines
         .skip(1)
         .take_while(|line| line.starts_with('|'))
-        // a bar that belongs to the text is escaped
-        .map(|line| line.trim_matches('|').split(" | ").map(str::trim).collect())
+        .map(|line| line.trim_matches('|').split('|').map(str::trim).collect())
         .collect()
 }
 
@@ -44,7 +47,10 @@ fn sources() -> BTreeMap<String, String> {
             let name = path.file_name().unwrap().to_str().unwrap().to_owned();
             if path.is_dir() && name != "tests" {
                 read(&path, sources);
-            } else if name.ends_with(".rs") && name != "tests.rs" && name != "documents.rs" {
+            } else if path.extension().is_some_and(|extension| extension == "rs")
+                && name != "tests.rs"
+                && name != "documents.rs"
+            {
                 let text = std::fs::read_to_string(&path).unwrap();
                 let text = text.split("#[cfg(test)]\nmod tests {").next().unwrap().to_owned();
                 sources.insert(path.display().to_string(), text);
@@ -74,7 +80,8 @@ fn every_call_is_documented_with_its_parameters() {
             assert!(row[3].contains(&answer.status.to_string()), "docs/api.md: {call} answers {}", answer.status);
         }
         for header in operation.headers {
-            let documented = ["api.md", "exec.md", "files.md"].map(self::page).iter().any(|page| page.contains(header.name));
+            let documented =
+                ["api.md", "exec.md", "files.md"].map(self::page).iter().any(|page| page.contains(header.name));
             assert!(documented, "nothing is said of the header {} of {call}", header.name);
         }
     }
@@ -151,7 +158,7 @@ fn sections() -> Vec<Section> {
     let mut sections = Vec::new();
     for entry in std::fs::read_dir(docs()).unwrap() {
         let name = entry.unwrap().file_name().into_string().unwrap();
-        if name.ends_with(".md") {
+        if is_page(&name) {
             let own = name.starts_with("agentctl");
             sections.extend(page(&name).split("\n#").map(|text| Section { text: text.to_owned(), own }));
         }
@@ -162,8 +169,10 @@ fn sections() -> Vec<Section> {
 #[test]
 fn every_word_of_agentctl_is_documented() {
     fn check(command: &clap::Command, words: &str, sections: &[Section], missing: &mut Vec<String>) {
-        let about: Vec<&Section> =
-            sections.iter().filter(|section| if words.is_empty() { section.own } else { section.names(words) }).collect();
+        let about: Vec<&Section> = sections
+            .iter()
+            .filter(|section| if words.is_empty() { section.own } else { section.names(words) })
+            .collect();
         if about.is_empty() {
             missing.push(format!("`agentctl {words}`"));
         }
@@ -189,7 +198,7 @@ fn every_page_is_in_the_list_of_pages_and_no_link_leads_nowhere() {
     let link = Regex::new(r"\]\(([^)#:]+)(?:#[^)]*)?\)").unwrap();
     for entry in std::fs::read_dir(docs()).unwrap() {
         let name = entry.unwrap().file_name().into_string().unwrap();
-        if !name.ends_with(".md") {
+        if !is_page(&name) {
             continue;
         }
         assert!(name == "README.md" || list.contains(&format!("({name})")), "docs/README.md does not list {name}");

@@ -137,12 +137,14 @@ impl Events {
         let (folder, path) = (layout.events(), layout.event_mark());
         let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder);
         made.map_err(|error| format!("{}: {error}", folder.display()))?;
-        let mark = checkpoint::read::<Mark>(&path).map_err(|error| format!("{error}; remove the file to start anew"))?;
+        let mark =
+            checkpoint::read::<Mark>(&path).map_err(|error| format!("{error}; remove the file to start anew"))?;
         let below = mark.map_or(1, |mark| mark.below);
         let mut events = VecDeque::new();
         let (mut whole, mut lines) = (true, 0);
         for name in ["before", "last"] {
-            let (read, intact) = read_lines(&folder.join(name)).map_err(|error| format!("{}: {error}", folder.display()))?;
+            let (read, intact) =
+                read_lines(&folder.join(name)).map_err(|error| format!("{}: {error}", folder.display()))?;
             (whole, lines) = (intact, read.len());
             events.extend(read);
         }
@@ -269,7 +271,9 @@ impl Disk {
         }
         let mut file = self.open("last", true)?;
         let mut text = Vec::new();
-        events.iter().for_each(|event| line(event, &mut text));
+        for event in events {
+            line(event, &mut text);
+        }
         file.write_all(&text)?;
         (self.lines, self.bytes, self.file) = (events.len(), text.len() as u64, Some(file));
         Ok(())
@@ -315,101 +319,4 @@ fn line(event: &Event, text: &mut Vec<u8>) {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn layout(folder: &tempfile::TempDir) -> Layout {
-        let layout = Layout { run: folder.path().join("run"), state: folder.path().join("state") };
-        std::fs::create_dir_all(&layout.state).unwrap();
-        layout
-    }
-
-    fn publish(events: &Events, count: usize) {
-        (0..count).for_each(|n| events.publish("k", Subject::default(), n.to_string()));
-    }
-
-    fn ids(events: &Events, after: u64) -> Vec<u64> {
-        events.since(after).events.iter().map(|event| event.id).collect()
-    }
-
-    #[test]
-    fn the_ring_keeps_the_last_and_ids_go_up_by_one() {
-        let events = Events::default();
-        publish(&events, KEPT + 10);
-        let mut all = events.since(0);
-        assert_eq!((all.events.len(), all.events[0].id, all.lost), (KEPT, 11, None));
-        assert!(all.events.windows(2).all(|w| w[1].id == w[0].id + 1));
-        assert_eq!(events.since(KEPT as u64 + 9).events.len(), 1);
-        assert_eq!(events.since(4).lost, Some((5, 10)));
-        assert_eq!(events.since(10).lost, None);
-        events.publish("k", Subject::default(), "last");
-        assert_eq!(all.channel.try_recv().unwrap().message, "last");
-    }
-
-    #[test]
-    fn a_new_daemon_goes_on_where_the_last_one_was_killed() {
-        let folder = tempfile::tempdir().unwrap();
-        let layout = layout(&folder);
-        let events = Events::open(&layout).unwrap();
-        publish(&events, 3);
-        // as after SIGKILL
-        std::mem::forget(events);
-        let events = Events::open(&layout).unwrap();
-        assert_eq!(ids(&events, 0), [1, 2, 3]);
-        publish(&events, 2 * LINES + 5);
-        drop(events);
-        let events = Events::open(&layout).unwrap();
-        let kept = ids(&events, 0);
-        assert_eq!((kept.len(), kept.last()), (KEPT, Some(&(2 * LINES as u64 + 8))));
-        publish(&events, 1);
-        assert_eq!(ids(&events, 2 * LINES as u64 + 8), [2 * LINES as u64 + 9]);
-        assert_eq!(std::fs::read_dir(layout.events()).unwrap().count(), 2);
-        // a line that was cut short is not told, and not built upon
-        std::fs::write(layout.events().join("last"), "{\"id\":").unwrap();
-        drop(events);
-        let events = Events::open(&layout).unwrap();
-        publish(&events, 1);
-        drop(events);
-        let kept = ids(&Events::open(&layout).unwrap(), 0);
-        assert!(kept.windows(2).all(|pair| pair[1] == pair[0] + 1), "{kept:?}");
-    }
-
-    #[test]
-    fn ids_are_never_given_twice_when_the_lines_are_gone() {
-        let folder = tempfile::tempdir().unwrap();
-        let layout = layout(&folder);
-        let events = Events::open(&layout).unwrap();
-        publish(&events, 7);
-        drop(events);
-        // a reboot
-        std::fs::remove_dir_all(&layout.run).unwrap();
-        let events = Events::open(&layout).unwrap();
-        let since = events.since(7);
-        assert_eq!((since.lost, since.events.len()), (Some((8, RESERVED)), 0));
-        publish(&events, 1);
-        assert_eq!(ids(&events, 7), [RESERVED + 1]);
-        drop(events);
-        // lines that are ahead of the mark are another host's
-        std::fs::remove_file(layout.event_mark()).unwrap();
-        let events = Events::open(&layout).unwrap();
-        publish(&events, 1);
-        assert_eq!(ids(&events, 0), [1]);
-        assert_eq!(events.since(900).lost, Some((0, 0)));
-        assert_eq!(ids(&events, 900), [1]);
-    }
-
-    #[test]
-    fn a_folder_that_cannot_be_written_costs_no_id() {
-        let folder = tempfile::tempdir().unwrap();
-        let layout = layout(&folder);
-        let events = Events::open(&layout).unwrap();
-        publish(&events, 2);
-        events.ring().disk.as_mut().unwrap().file = Some(File::open("/dev/null").unwrap());
-        publish(&events, 2);
-        assert_eq!(ids(&events, 0), [1, 2, 3, 4]);
-        drop(events);
-        let events = Events::open(&layout).unwrap();
-        publish(&events, 1);
-        assert!(ids(&events, 0)[0] > 4);
-    }
-}
+mod tests;

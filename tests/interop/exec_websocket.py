@@ -82,7 +82,7 @@ class Attached:
         self.acknowledged = 0
         self.socket = websocket.create_connection(
             f"ws://{server.host}{path}/attach{query}", timeout=PATIENCE, socket=server.connect(),
-            subprotocols=["exec.agentd.v1"])
+            subprotocols=["exec.agentd.v1"], suppress_origin=True)
         assert self.socket.subprotocol == "exec.agentd.v1", self.socket.subprotocol
         hello = self.step()
         assert hello["type"] == "attached" and path.endswith(hello["session"]), hello

@@ -234,7 +234,13 @@ impl Exec {
     #[track_caller]
     pub fn read_until(&mut self, text: &str) -> String {
         let mut seen = String::new();
+        let began = Instant::now();
         while !seen.contains(text) {
+            assert!(
+                began.elapsed() < PATIENCE,
+                "{text:?} did not come within {PATIENCE:?}; there was {}",
+                end_of(&seen)
+            );
             match self.read().unwrap_or_else(|error| panic!("{text:?} did not come ({error}); there was {seen:?}")) {
                 Some(Frame::Stdout(bytes) | Frame::Stderr(bytes)) => seen += &String::from_utf8_lossy(&bytes),
                 Some(Frame::Told(told)) if told["type"] == "exit" => {
@@ -334,6 +340,12 @@ impl Input {
     pub fn raw(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.writer.write_all(bytes)
     }
+}
+
+/// The last characters of a text, for a message.
+fn end_of(text: &str) -> String {
+    let skipped = text.chars().count().saturating_sub(500);
+    format!("{:?}", text.chars().skip(skipped).collect::<String>())
 }
 
 /// Runs a program without input to its end.

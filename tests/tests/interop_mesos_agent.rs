@@ -1,11 +1,13 @@
 //! The Mesos agent API as clients see it that nobody here wrote: a Python script made from the facts of the protocol alone
 //! drives nested containers, and curl reads state and files.
 
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Command, Output};
 use std::time::Duration;
 
-use agentd_tests::{Daemon, pods, privileged, skip, until};
+use agentd_tests::{Daemon, pods, privileged, skip, until, wire};
 use serde_json::{Value, json};
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -278,4 +280,62 @@ fn over_tcp_the_access_list_decides() {
         .expect("sh can be run");
     let audit = String::from_utf8_lossy(&audit.stdout).into_owned();
     assert!(audit.contains("LAUNCH_NESTED_CONTAINER_SESSION") && audit.contains("/theirs"), "{audit}");
+}
+
+/// A connection on which a nested container's output comes, as far as it came.
+struct Streamed(UnixStream, Vec<u8>);
+
+impl Streamed {
+    fn of(daemon: &Daemon, call: &Value) -> Self {
+        let mut connection = UnixStream::connect(daemon.socket()).unwrap();
+        connection.set_read_timeout(Some(PATIENCE)).unwrap();
+        let headers = ["content-type: application/json", "accept: application/recordio"];
+        connection.write_all(&wire::request("POST", "/api/v1", &headers, &call.to_string())).unwrap();
+        Self(connection, Vec::new())
+    }
+
+    /// Reads until this text has come, or to the end where there is none.
+    fn until(&mut self, text: Option<&str>) -> String {
+        let mut buffer = [0; 4096];
+        loop {
+            let seen = String::from_utf8_lossy(&self.1).into_owned();
+            if text.is_some_and(|text| seen.contains(text)) {
+                return seen;
+            }
+            match self.0.read(&mut buffer) {
+                Ok(count) if count > 0 => self.1.extend_from_slice(&buffer[..count]),
+                _ if text.is_none() => return seen,
+                other => panic!("{text:?} did not come: {other:?} after {seen}"),
+            }
+        }
+    }
+}
+
+#[test]
+fn a_daemon_that_is_stopped_in_order_takes_no_session_with_it() {
+    privileged!();
+    let mut daemon = Daemon::start();
+    let client = daemon.client();
+    client.run_pod(&pods::sleeper("/stay"));
+    let id = json!({"value": "a", "parent": {"value": client.instance("/stay").id}});
+    let line = "echo begun; until test -e go; do sleep 0.05; done; echo ended; exit 6";
+    let launch = json!({"type": "LAUNCH_NESTED_CONTAINER_SESSION", "launch_nested_container_session":
+        {"container_id": id, "command": {"value": line}}});
+    let mut output = Streamed::of(&daemon, &launch);
+    // `begun` and a line feed
+    output.until(Some("YmVndW4K"));
+    assert!(daemon.terminate().success());
+    let seen = output.until(None);
+    assert!(!seen.ends_with("0\r\n\r\n"), "the stream is broken off, not ended: {seen}");
+    daemon.restart();
+    let attach = json!({"type": "ATTACH_CONTAINER_OUTPUT", "attach_container_output": {"container_id": id}});
+    let mut output = Streamed::of(&daemon, &attach);
+    output.until(Some("YmVndW4K"));
+    let pid = client.container("/stay", "main").pid.unwrap();
+    std::fs::write(format!("/proc/{pid}/root/mnt/mesos/sandbox/go"), "").unwrap();
+    let seen = output.until(None);
+    assert!(seen.contains("ZW5kZWQK") && seen.ends_with("0\r\n\r\n"), "{seen}");
+    let wait = json!({"type": "WAIT_NESTED_CONTAINER", "wait_nested_container": {"container_id": id}});
+    let end = client.post("/api/v1", &wait);
+    assert_eq!(end.json["wait_nested_container"]["exit_status"], 6 << 8, "{}", end.text);
 }

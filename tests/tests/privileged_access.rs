@@ -49,8 +49,8 @@ fn only_valid_certificates_of_the_authority_get_in() {
         assert!(answer.is_err(), "{client:?}: {answer:?}");
         let told = eventually(PATIENCE, || {
             let log = remote.daemon.log();
-            let lines = log.lines().filter(|line| line.contains("a TLS handshake of the API failed"));
-            lines.clone().count() > before && lines.last().is_some_and(|line| line.contains(reason))
+            let told = log.lines().filter(|line| line.contains("a TLS handshake of the API failed"));
+            told.skip(before).any(|line| line.contains(reason))
         });
         assert!(told, "{client:?}: expected {reason:?} in\n{}", remote.daemon.log());
     }
@@ -219,6 +219,7 @@ fn pods_of_a_principal_stay_below_its_ceiling() {
         let answer = remote.call("raised", "POST", "/v1/pods", &pod);
         assert_eq!((answer.status, answer.fields()), (403, vec!["volumes[0].host".to_owned()]), "{answer:?}");
     }
+    links_put_there_later_lead_nowhere(&remote, data.path());
     let answer = remote.call("none", "POST", "/v1/pods?wait=running", &plain());
     assert_eq!(answer.status, 201, "{answer:?}");
     // what one may not start, one may not enter either
@@ -236,6 +237,28 @@ fn pods_of_a_principal_stay_below_its_ceiling() {
     let (status, fields) = ask("none", json!({"command": ["true"], "user": "1000"}));
     assert_eq!((status, fields), (403, vec!["pod.networks".to_owned(), "pod.containers[0].image".to_owned()]));
     remote.daemon.client().rm("/p");
+}
+
+/// A folder that was in order when the pod was checked becomes a link out of the ceiling before a later start.
+fn links_put_there_later_lead_nowhere(remote: &Remote, data: &std::path::Path) {
+    let folder = data.join("later");
+    fs::create_dir(&folder).unwrap();
+    let line = "test -e v/passwd && echo leaked; echo started; sleep 0.3; exit 1";
+    let mut pod = pods::with_container(pods::shell("/later", line), |container| {
+        container["volumeMounts"] = json!([{"name": "v", "mountPath": "v"}]);
+    });
+    pod["volumes"] = json!([{"name": "v", "host": folder}]);
+    pod["agentd"]["restart"] = json!("always");
+    pod["scheduling"] = json!({"backoff": {"backoff": 0.05, "backoffFactor": 1, "maxLaunchDelay": 0.1}});
+    let answer = remote.call("raised", "POST", "/v1/pods?wait=running", &pod);
+    assert_eq!(answer.status, 201, "{answer:?}");
+    fs::remove_dir(&folder).unwrap();
+    std::os::unix::fs::symlink("/etc", &folder).unwrap();
+    let client = remote.daemon.client();
+    let refused = eventually(PATIENCE, || client.get("/v1/events").text.contains("later leads to /etc, out of "));
+    assert!(refused, "{}", client.get("/v1/events").text);
+    assert!(!client.logs("/later", "main").contains("leaked"));
+    client.rm("/later");
 }
 
 #[test]

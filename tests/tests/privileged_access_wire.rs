@@ -109,6 +109,14 @@ fn requests_that_can_be_read_in_two_ways_are_refused_and_end_the_connection() {
     // what is strict is served, one request after the other
     let text = answers(&remote, &format!("{hidden}{}", hidden.replace("\r\n\r\n", "\r\nconnection: close\r\n\r\n")));
     assert_eq!(text.matches("HTTP/1.1 200 ").count(), 2, "{text}");
+    // behind a tunnel or a protocol that was refused nothing is served
+    for first in [
+        "CONNECT localhost:80 HTTP/1.1\r\nhost: localhost:80",
+        "GET /v1/version HTTP/1.1\r\nhost: localhost\r\nupgrade: x",
+    ] {
+        let text = answers(&remote, &format!("{first}\r\n\r\n{hidden}"));
+        assert_eq!(text.matches("HTTP/1.1 ").count(), 1, "{first}\n{text}");
+    }
     // a head and a body that are too large
     let head = format!("GET /healthz HTTP/1.1\r\nhost: localhost\r\nx: {}\r\n\r\n", "v".repeat(100_000));
     assert!(answers(&remote, &head).starts_with("HTTP/1.1 431 "));

@@ -77,7 +77,7 @@ fn flood(socket: &Path, count: usize) {
     let mut stream = UnixStream::connect(socket).unwrap();
     let mut answers = stream.try_clone().unwrap();
     let reader = std::thread::spawn(move || {
-        let mut sink = [0; 65_536];
+        let mut sink = [0; 8192];
         while answers.read(&mut sink).is_ok_and(|count| count > 0) {}
     });
     let call = format!("DELETE /v1/pods/{} HTTP/1.1\r\nhost: x\r\n\r\n", "n".repeat(250));

@@ -1,18 +1,18 @@
-//! Files of containers as tar streams, connections into pods, and what containers have used.
+//! Files of containers as tar streams.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::Shutdown;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
-use agentd_tests::arena::{HostFolder, tools};
-use agentd_tests::{Client, Daemon, eventually, pods, privileged, until};
+use agentd_tests::arena::HostFolder;
+use agentd_tests::{Client, Daemon, eventually, pods, privileged, skip};
 use serde_json::{Value, json};
 use tar::EntryType;
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// Where containers of these tests write.
 const SANDBOX: &str = "/mnt/mesos/sandbox";
@@ -163,7 +163,7 @@ fn entries(bytes: &[u8]) -> Vec<(String, Vec<u8>)> {
             continue;
         }
         let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
-        let mut content = entry.link_name_bytes().map(|link| link.into_owned()).unwrap_or_default();
+        let mut content = entry.link_name_bytes().map(std::borrow::Cow::into_owned).unwrap_or_default();
         entry.read_to_end(&mut content).expect("content");
         all.push((name, content));
     }
@@ -172,16 +172,16 @@ fn entries(bytes: &[u8]) -> Vec<(String, Vec<u8>)> {
 
 /// A daemon with one pod, whose container runs a line of shell and may write 400 MiB.
 fn with_pod(line: &str) -> (Daemon, PathBuf) {
-    with_pod_of(roomy(pods::shell("/box", line)))
+    with_pod_of(&roomy(pods::shell("/box", line)))
 }
 
 fn roomy(pod: Value) -> Value {
     pods::with_container(pod, |container| container["resources"] = json!({"cpus": 0.5, "mem": 256, "disk": 400}))
 }
 
-fn with_pod_of(pod: Value) -> (Daemon, PathBuf) {
+fn with_pod_of(pod: &Value) -> (Daemon, PathBuf) {
     let daemon = Daemon::start();
-    daemon.client().run_pod(&pod);
+    daemon.client().run_pod(pod);
     let sandbox = sandbox_of(&daemon);
     (daemon, sandbox)
 }
@@ -392,7 +392,7 @@ fn an_upload_that_fails_leaves_nothing_half_written() {
 #[test]
 fn the_disk_limit_holds_for_copies() {
     privileged!();
-    let (daemon, sandbox) = with_pod_of(pods::shell("/box", "sleep 1000"));
+    let (daemon, sandbox) = with_pod_of(&pods::shell("/box", "sleep 1000"));
     let answer = put(
         &daemon,
         "/box",
@@ -413,7 +413,7 @@ fn owners_are_counted_as_in_the_container() {
         &format!("while ! [ -e {SANDBOX}/f ]; do sleep 0.05; done; stat -c 'it is %u:%g' {SANDBOX}/f; sleep 1000"),
     ));
     pod["agentd"]["userNamespace"] = json!(true);
-    let (daemon, sandbox) = with_pod_of(pod);
+    let (daemon, sandbox) = with_pod_of(&pod);
     let sent = owned(&[("f", EntryType::Regular, b"mine")], 1234, 5678);
     let answer = put(&daemon, "/box", SANDBOX, &sent);
     assert_eq!(answer.status, 200, "{}", answer.detail());
@@ -439,10 +439,10 @@ fn a_copy_may_do_what_the_container_may_and_no_more() {
     std::fs::set_permissions(&secret, std::fs::Permissions::from_mode(0o600)).unwrap();
     std::fs::set_permissions(secret.parent().unwrap(), std::fs::Permissions::from_mode(0o755)).unwrap();
     let pod = pods::with_container(roomy(pods::shell("/box", "sleep 1000")), |container| {
-        container["user"] = json!("1000:1000")
+        container["user"] = json!("1000:1000");
     });
     let pod = agentd_tests::arena::with_host_volume(pod, "host", secret.parent().unwrap(), "/data", false);
-    let (daemon, sandbox) = with_pod_of(pod);
+    let (daemon, sandbox) = with_pod_of(&pod);
     let answer = get(&daemon, "/box", "/data/secret", "");
     assert_eq!(answer.status, 403, "{} {}", answer.status, answer.detail());
     let answer = put(&daemon, "/box", "/data", &archive(&[("new", EntryType::Regular, b"x")]));
@@ -455,6 +455,9 @@ fn a_copy_may_do_what_the_container_may_and_no_more() {
     let answer = put(&daemon, "/box", SANDBOX, &archive(&[("own", EntryType::Regular, b"x")]));
     assert_eq!(answer.status, 200, "{}", answer.detail());
     assert_eq!(sandbox.join("own").metadata().unwrap().uid(), 1000);
+    // the daemon's other threads keep their user
+    let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.pid())).unwrap();
+    assert!(status.contains("Uid:\t0\t0\t0\t0"), "{status}");
     assert_eq!(std::fs::read_to_string(&secret).unwrap(), "of root");
 }
 
@@ -511,94 +514,47 @@ fn a_pod_is_removed_while_copies_are_under_way() {
     before.assert_same();
 }
 
-fn forward(daemon: &Daemon, pod: &str, port: u16) -> (u16, Vec<(String, String)>, BufReader<UnixStream>) {
-    let mut stream = connect(daemon);
-    let path = format!("{}/port-forward?port={port}", Client::pod_path(pod));
-    let head_text = format!("GET {path} HTTP/1.1\r\nhost: a\r\nconnection: Upgrade\r\nupgrade: agentd-tcp\r\n\r\n");
-    stream.write_all(head_text.as_bytes()).unwrap();
-    let mut reader = BufReader::new(stream);
-    let (status, headers) = head(&mut reader);
-    (status, headers, reader)
+#[test]
+fn an_upload_that_stands_still_is_cut_off() {
+    privileged!();
+    let (daemon, sandbox) = with_pod("sleep 1000");
+    let mut stream = connect(&daemon);
+    let bytes = archive(&[("file", EntryType::Regular, &noise(1 << 20))]);
+    stream.write_all(put_head("/box", SANDBOX, bytes.len()).as_bytes()).unwrap();
+    stream.write_all(&bytes[..100_000]).unwrap();
+    let began = Instant::now();
+    let answer = answer(stream);
+    assert_eq!(answer.status, 408, "{}", answer.detail());
+    assert!((25..50).contains(&began.elapsed().as_secs()), "{:?}", began.elapsed());
+    assert_eq!(names(&sandbox), [""; 0]);
 }
 
 #[test]
-fn connections_are_forwarded_byte_for_byte_with_half_close() {
+fn other_clients_copy_with_the_documented_commands() {
     privileged!();
-    let pod = tools(roomy(pods::argv("/box", &["/opt/testbox", "repeat", "7000"])));
-    let (daemon, _) = with_pod_of(pod);
-    assert!(
-        eventually(PATIENCE, || daemon.client().logs("/box", "main").contains("listening")),
-        "{}",
-        daemon.client().logs("/box", "main")
+    for tool in ["curl", "tar"] {
+        if Command::new(tool).arg("--version").output().is_err() {
+            skip!("there is no {tool}");
+        }
+    }
+    let (daemon, _) = with_pod("sleep 1000");
+    let host = HostFolder::new();
+    std::fs::create_dir_all(host.path("site/sub")).unwrap();
+    std::fs::write(host.path("site/sub/page"), noise(3_000_000)).unwrap();
+    std::fs::create_dir(host.path("back")).unwrap();
+    let (folder, socket) = (host.path("").display().to_string(), daemon.socket().display().to_string());
+    let base = "http://agentd/v1/pods/box/files?path=/mnt/mesos/sandbox";
+    let line = format!(
+        "set -e; cd {folder}; tar -cf - site | curl -sS --fail-with-body --unix-socket {socket} -T - \
+         -H 'content-type: application/x-tar' '{base}'; \
+         curl -sS --fail-with-body --unix-socket {socket} '{base}/site' | tar -C back -xf -; \
+         tar -czf - site | curl -sS --unix-socket {socket} -T - '{base}'; \
+         curl -sS --unix-socket {socket} -X PUT -H 'content-type: application/json' -d '{{}}' '{base}'"
     );
-    let sent = noise(8 << 20);
-    let (status, headers, mut reader) = forward(&daemon, "/box", 7000);
-    assert_eq!(status, 101);
-    assert!(headers.iter().any(|(name, value)| name == "upgrade" && value == "agentd-tcp"), "{headers:?}");
-    let mut stream = reader.get_ref().try_clone().unwrap();
-    // the server answers only after it has seen the end of what was sent
-    stream.write_all(&sent).unwrap();
-    stream.shutdown(Shutdown::Write).unwrap();
-    let mut back = Vec::new();
-    reader.read_to_end(&mut back).unwrap();
-    assert!(back == sent, "{} of {} bytes came back", back.len(), sent.len());
-
-    let (status, _, mut reader) = forward(&daemon, "/box", 7001);
-    assert_eq!(status, 502);
-    let mut text = String::new();
-    reader.get_ref().shutdown(Shutdown::Write).unwrap();
-    let _ = reader.read_to_string(&mut text);
-    assert!(text.contains("port 7001 of the pod: connection refused"), "{text}");
-    let plain = daemon.client().get("/v1/pods/box/port-forward?port=7000");
-    assert_eq!(plain.status, 426, "{}", plain.text);
-    let bad = daemon.client().get("/v1/pods/box/port-forward?port=0");
-    assert_eq!(bad.status, 400, "{}", bad.text);
-
-    // a connection ends with its pod
-    let (status, _, mut reader) = forward(&daemon, "/box", 7000);
-    assert_eq!(status, 101);
-    daemon.client().rm("/box");
-    let mut rest = Vec::new();
-    reader.read_to_end(&mut rest).unwrap();
-    assert_eq!(rest, b"");
-    assert_eq!(forward(&daemon, "/box", 7000).0, 404);
-}
-
-#[test]
-fn usage_tells_what_containers_do() {
-    privileged!();
-    let daemon = Daemon::start();
-    let client = daemon.client();
-    client.run_pod(&tools(roomy(pods::argv("/busy", &["/opt/testbox", "spin", "600"]))));
-    client.run_pod(&tools(roomy(pods::argv("/memory", &["/opt/testbox", "hog", "40", "600"]))));
-    assert!(eventually(PATIENCE, || client.logs("/memory", "main").contains("holding 40")));
-    let usage = |pod: &str| -> Value {
-        let all = client.get(&format!("/v1/usage?pod={pod}"));
-        assert!(all.ok(), "{}", all.text);
-        all.json[0].clone()
-    };
-    let first = usage("/busy");
-    let cpu = |usage: &Value| usage["cpuNs"].as_u64().unwrap();
-    let grown = until("200 ms of CPU time", PATIENCE, || {
-        Some(usage("/busy")).filter(|now| cpu(now) > cpu(&first) + 200_000_000)
-    });
-    assert_eq!((&grown["pod"], &grown["container"], &grown["attempt"]), (&json!("/busy"), &json!("main"), &json!(1)));
-    assert_eq!((grown["cpuLimitMilli"].as_u64(), grown["memoryLimitBytes"].as_u64()), (Some(500), Some(256 << 20)));
-    assert!((1..10).contains(&grown["pids"].as_u64().unwrap()), "{grown}");
-    let memory = usage("/memory");
-    assert!((40 << 20..100 << 20).contains(&memory["memoryBytes"].as_u64().unwrap()), "{memory}");
-    assert!(memory["networkReceiveBytes"].is_u64() && memory["networkTransmitBytes"].is_u64(), "{memory}");
-    let all = client.get("/v1/usage").json;
-    let pods: Vec<&str> = all.as_array().unwrap().iter().map(|one| one["pod"].as_str().unwrap()).collect();
-    assert_eq!(
-        {
-            let mut sorted = pods.clone();
-            sorted.sort_unstable();
-            sorted
-        },
-        ["/busy", "/memory"]
-    );
-    assert_eq!(client.get("/v1/usage?pod=/none").status, 404);
-    client.rm("/busy");
-    assert_eq!(client.get("/v1/usage").json.as_array().unwrap().len(), 1);
+    let output = Command::new("sh").args(["-c", &line]).output().unwrap();
+    let (text, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{text} {errors}");
+    assert!(text.starts_with(r#"{"entries":3,"bytes":3000000}"#), "{text}");
+    assert!(text.contains("compressed with gzip") && text.contains("415"), "{text}");
+    assert!(std::fs::read(host.path("back/site/sub/page")).unwrap() == noise(3_000_000));
 }

@@ -602,7 +602,7 @@ fn begin_and_die(scene: &mut Scene, point: &str, command: &Value) {
 #[test]
 fn a_session_cut_short_before_its_program_ran_leaves_nothing() {
     privileged!();
-    let mut scene = Scene::new(Options::new());
+    let mut scene = Scene::new(Options::default());
     for point in SESSION_BEGIN {
         let mark = scene.mark(&name_of(point));
         begin_and_die(&mut scene, point, &json!(["/bin/sh", "-c", "sleep 60", mark]));
@@ -615,7 +615,7 @@ fn a_session_cut_short_before_its_program_ran_leaves_nothing() {
 #[test]
 fn a_session_goes_on_without_its_daemon_and_its_end_is_known() {
     privileged!();
-    let mut scene = Scene::new(Options::new());
+    let mut scene = Scene::new(Options::default());
     for point in SESSION {
         let mark = scene.mark(&name_of(point));
         begin_and_die(&mut scene, point, &json!(["/bin/sh", "-c", "echo said; sleep 0.5; exit 9", mark]));
@@ -625,7 +625,7 @@ fn a_session_goes_on_without_its_daemon_and_its_end_is_known() {
         let waited = scene.client.get(&format!("/v1/sessions/{id}/wait?timeout=20"));
         assert_eq!(waited.json["exit"], json!({"code": 9}), "{point}: {}", waited.text);
         assert_eq!(waited.json["outputBytes"], 5, "{point}: {}", waited.text);
-        assert_eq!(scene.client.request("DELETE", &format!("/v1/sessions/{id}"), None).status, 204, "{point}");
+        assert_eq!(scene.client.request("DELETE", &format!("/v1/sessions/{id}"), None).unwrap().status, 204, "{point}");
         assert!(eventually(DEADLINE, || sessions(&scene).is_empty()), "{point}: {:?}", sessions(&scene));
         scene.nothing_left(point);
     }

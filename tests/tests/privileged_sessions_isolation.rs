@@ -43,7 +43,7 @@ fn a_session_is_confined_as_its_container_is() {
 
     for tty in [false, true] {
         let asked = json!({"command": ["sleep", "1000"], "tty": tty});
-        let session = Exec::begin(&daemon.socket(), "/s", &asked);
+        let mut session = Exec::begin(&daemon.socket(), "/s", &asked);
         let pid = program_of(&client, &session.session, "sleep");
         let (ours, theirs) = (proc(pid, "status"), proc(container, "status"));
         for name in [
@@ -96,7 +96,8 @@ fn a_session_is_confined_as_its_container_is() {
             .collect();
         assert_eq!(descriptors.len(), 3, "{descriptors:?}");
         assert!(client.delete(&format!("/v1/sessions/{}", session.session)).ok());
-        wait_exited(&client, &session.session);
+        assert_eq!(session.finish().signal(), 9);
+        drop(session);
         let tree = host::unified().unwrap().join(own.strip_prefix("/").unwrap());
         assert!(eventually(PATIENCE, || !tree.exists()), "{} is left", tree.display());
     }

@@ -122,6 +122,13 @@ fn input_goes_on_where_it_stopped() {
     }
 }
 
+/// Name of the program that is in front on the terminal of this process.
+fn in_front(pid: u32) -> Option<String> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let group = stat.rsplit_once(')')?.1.split_whitespace().nth(5)?.to_owned();
+    Some(std::fs::read_to_string(format!("/proc/{group}/comm")).ok()?.trim_end().to_owned())
+}
+
 #[test]
 fn a_terminal_goes_on() {
     privileged!();
@@ -149,11 +156,9 @@ fn a_terminal_goes_on() {
         assert_eq!(status(&daemon.client(), &session.session).pid, pid, "{way:?}");
         // the interrupt character still reaches what is in front
         again.write(b"sleep 1000\n");
-        until("it sleeps", PATIENCE, || {
-            let children = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", pid?)).ok()?;
-            (!children.trim().is_empty()).then_some(())
-        });
+        until("it sleeps in front", PATIENCE, || (in_front(pid?)? == "sleep").then_some(()));
         again.write(b"\x03");
+        until("the shell is in front", PATIENCE, || (in_front(pid?)? == "sh").then_some(()));
         again.write(b"echo code $?; exit 12\n");
         again.read_until("code 130");
         assert_eq!(again.finish().code(), 12, "{way:?}");

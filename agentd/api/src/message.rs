@@ -47,7 +47,7 @@ pub struct NodeResources {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Event {
-    /// Increases by one from event to event within one run of the daemon.
+    /// One above that of the event before it, also over restarts of the daemon; after one of the host there is a gap.
     pub id: u64,
     /// RFC 3339.
     pub time: String,

@@ -344,7 +344,8 @@ mod tests {
             (r#"{"command":["sh"]"#, ""),
             ("null", ""),
         ] {
-            let paths: Vec<String> = ExecRequest::parse(bad.as_bytes()).unwrap_err().into_iter().map(|v| v.path).collect();
+            let paths: Vec<String> =
+                ExecRequest::parse(bad.as_bytes()).unwrap_err().into_iter().map(|v| v.path).collect();
             assert_eq!(paths, [path], "{bad}");
         }
         let good = ExecRequest::parse(br#"{"command":["sh","-c","true"],"tty":true,"rows":3}"#).unwrap();

@@ -260,6 +260,8 @@ mod tests {
         agentd_api::parse::pod(json.to_string().as_bytes()).unwrap_or_else(|faults| panic!("{faults:?}"))
     }
 
+    type Change<'a> = Box<dyn Fn(&mut serde_json::Value) + 'a>;
+
     fn paths(faults: &[Violation]) -> Vec<&str> {
         faults.iter().map(|fault| fault.path.as_str()).collect()
     }
@@ -272,7 +274,6 @@ mod tests {
         let inside = folder.path().join("data");
         std::fs::create_dir(&inside).unwrap();
         let file = format!("file://{}/x", inside.display());
-        type Change<'a> = Box<dyn Fn(&mut serde_json::Value) + 'a>;
         let set = |pointer: &'static str, value: serde_json::Value| -> Change<'_> {
             Box::new(move |json| {
                 let (parent, name) = pointer.rsplit_once('/').unwrap();

@@ -1,5 +1,6 @@
 //! The gate that every request passes: the access list as it stands, limits of rate, names of the host, and the audit log.
 
+use std::fmt;
 use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
@@ -28,6 +29,16 @@ pub struct Access {
     /// Origins of web pages that may call.
     pub allowed_origins: Vec<String>,
     handshakes_failed: AtomicU64,
+    told: Option<Told>,
+}
+
+/// Who is told of each access list.
+struct Told(Box<dyn Fn(&Policy) + Send + Sync>);
+
+impl fmt::Debug for Told {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Told")
+    }
 }
 
 impl Access {
@@ -43,7 +54,16 @@ impl Access {
             allowed_hosts: config.allowed_hosts.iter().map(|name| name.to_ascii_lowercase()).collect(),
             allowed_origins: config.allowed_origins.clone(),
             handshakes_failed: AtomicU64::new(0),
+            told: None,
         })
+    }
+
+    /// Tells somebody of the access list, now and each time that there is a new one.
+    #[must_use]
+    pub fn tell(mut self, told: impl Fn(&Policy) + Send + Sync + 'static) -> Self {
+        told(&self.policy());
+        self.told = Some(Told(Box::new(told)));
+        self
     }
 
     /// A gate that lets the Unix socket do everything, without limits and without a log.
@@ -56,6 +76,7 @@ impl Access {
             allowed_hosts: Vec::new(),
             allowed_origins: Vec::new(),
             handshakes_failed: AtomicU64::new(0),
+            told: None,
         }
     }
 
@@ -74,6 +95,9 @@ impl Access {
         let file = self.policy().file().to_owned();
         match read(&file) {
             Ok(policy) => {
+                if let Some(Told(told)) = &self.told {
+                    told(&policy);
+                }
                 *self.policy.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(policy);
                 let message = format!("the access list {} was read", file.display());
                 events.publish("acl-reloaded", Subject::default(), message);
@@ -113,7 +137,7 @@ impl Access {
 }
 
 /// Reads an access list; one that is not there is the default.
-fn read(path: &Path) -> Result<Policy, String> {
+pub fn read(path: &Path) -> Result<Policy, String> {
     let shown = path.display();
     let found = match std::fs::metadata(path) {
         Ok(found) => found,

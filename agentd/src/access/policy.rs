@@ -211,6 +211,19 @@ impl Policy {
         &self.file
     }
 
+    /// Folders of the host to which somebody's pods are limited.
+    pub fn folders(&self) -> Vec<PathBuf> {
+        let mut folders: Vec<PathBuf> = self
+            .ceilings
+            .iter()
+            .filter(|bound| !bound.ceiling.everything)
+            .flat_map(|b| b.ceiling.host_paths.clone())
+            .collect();
+        folders.sort();
+        folders.dedup();
+        folders
+    }
+
     /// Whether a caller may do everything, without limit.
     pub fn unlimited(&self, caller: &Caller) -> bool {
         match caller.source {

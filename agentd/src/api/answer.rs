@@ -29,10 +29,13 @@ pub struct Refusal {
 impl Refusal {
     /// A refusal with a status, a stable name of its kind, and a line for people.
     pub fn new(status: StatusCode, kind: &str, detail: impl Into<String>) -> Self {
-        let problem =
-            Problem {
-                status: status.as_u16(), kind: kind.to_owned(), detail: detail.into(), errors: Vec::new(), request: None
-            };
+        let problem = Problem {
+            status: status.as_u16(),
+            kind: kind.to_owned(),
+            detail: detail.into(),
+            errors: Vec::new(),
+            request: None,
+        };
         Self { problem: Box::new(problem), headers: Vec::new() }
     }
 

@@ -101,7 +101,7 @@ pub enum Kind {
 /// Reads a JSON object with the given fields and no others; names every fault at once.
 pub fn object(bytes: &[u8], fields: &[(&str, Kind)]) -> Result<Map<String, Value>, Refusal> {
     let document = |message: String| Refusal::bad_request(vec![Violation::new("", message)]);
-    let value = serde_json::from_slice(bytes).map_err(|error| document(format!("the body is no JSON: {error}")))?;
+    let value = agentd_api::parse::json(bytes).map_err(Refusal::bad_request)?;
     let Value::Object(map) = value else {
         return Err(document("the body is no JSON object".to_owned()));
     };

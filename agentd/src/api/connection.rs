@@ -87,8 +87,8 @@ pub struct Permit(#[expect(dead_code, reason = "held, not looked at")] Arc<Place
 
 #[derive(Debug)]
 struct Place {
-    _connection: OwnedSemaphorePermit,
-    _tcp: Option<OwnedSemaphorePermit>,
+    /// Among all connections, and among those over TCP.
+    _held: (OwnedSemaphorePermit, Option<OwnedSemaphorePermit>),
     peer: Option<(IpAddr, Arc<Peers>)>,
 }
 
@@ -238,13 +238,10 @@ impl<P: Pods> Server<P> {
             tracing::warn!("the API has {most} connections; another one is turned away");
             Full { most, whose: "connections" }
         };
-        let tcp = match &peer {
-            Some(_) => Some(Arc::clone(&self.tcp_places).try_acquire_owned()),
-            None => None,
-        };
+        let tcp = peer.as_ref().map(|_| Arc::clone(&self.tcp_places).try_acquire_owned());
         let connection = Arc::clone(&self.places).try_acquire_owned();
         match (tcp.transpose(), connection) {
-            (Ok(_tcp), Ok(_connection)) => Ok(Permit(Arc::new(Place { _connection, _tcp, peer }))),
+            (Ok(tcp), Ok(connection)) => Ok(Permit(Arc::new(Place { _held: (connection, tcp), peer }))),
             (tcp, _) => {
                 release(peer);
                 Err(full(if tcp.is_err() { limits.over_tcp() } else { limits.connections }))

@@ -12,6 +12,7 @@ use hyper::header::{CONNECTION, HeaderValue, LOCATION, UPGRADE};
 use hyper::http::request::Parts;
 use hyper::upgrade::OnUpgrade;
 use hyper::{HeaderMap, Method, Response, StatusCode, Version};
+use tokio::sync::oneshot;
 
 use super::answer::{self, Answer, Body, Refusal};
 use super::backend::Pods;
@@ -24,7 +25,8 @@ use super::route::encode;
 use super::session_calls;
 use super::websocket::{self, Handshake, tokens};
 use crate::events::Subject;
-use crate::session::{Begin, From};
+use crate::node::NodeError;
+use crate::session::{Begin, From, Session};
 
 /// Name of WebSocket in the `Upgrade` header.
 const WEBSOCKET: &str = "websocket";
@@ -65,8 +67,8 @@ pub async fn exec<P: Pods>(api: &Arc<Api<P>>, id: &str, call: Call<'_>) -> Answe
         record: false,
     };
     let Some(key) = key else {
-        let pods = Arc::clone(api);
-        let session = apart(async move { pods.pods.begin(begin).await }).await?;
+        let waits = becomes.is_some() && !begin.request.detach;
+        let session = begin_apart(api, begin, waits).await?;
         return match becomes {
             Some(becomes) => {
                 let attachment = session.attach(From::Kept);
@@ -112,8 +114,25 @@ pub async fn exec<P: Pods>(api: &Arc<Api<P>>, id: &str, call: Call<'_>) -> Answe
     kept.await?.into_response(false)
 }
 
+/// Begins a session also when its client goes away meanwhile; one that `waits` for that client is ended then.
+async fn begin_apart<P: Pods>(api: &Arc<Api<P>>, begin: Begin, waits: bool) -> Result<Session, Refusal> {
+    let pods = Arc::clone(&api.pods);
+    let (sender, receiver) = oneshot::channel();
+    apart(async move {
+        let session = pods.begin(begin).await?;
+        if let Err(unwanted) = sender.send(session)
+            && waits
+        {
+            unwanted.kill("its client had gone before it began").await;
+        }
+        Ok::<_, NodeError>(())
+    })
+    .await?;
+    receiver.await.map_err(|_| Refusal::failed("the session was begun and lost; the daemon's log tells more"))
+}
+
 /// `GET /v1/sessions/{session}/attach`
-pub async fn attach<P: Pods>(api: &Arc<Api<P>>, id: &str, call: Call<'_>) -> Answer {
+pub fn attach<P: Pods>(api: &Arc<Api<P>>, id: &str, call: Call<'_>) -> Answer {
     let Call { caller, parts, mut query, .. } = call;
     let from = from(&mut query);
     let watches = query.flag("input") == Some(false);
@@ -123,7 +142,7 @@ pub async fn attach<P: Pods>(api: &Arc<Api<P>>, id: &str, call: Call<'_>) -> Ans
     }
     query.finish()?;
     let session = session_calls::find(api, id)?;
-    let Some(becomes) = becomes(parts)? else { return upgrade_required() };
+    let Some(becomes) = becomes(parts)? else { return Ok(upgrade_required()) };
     let attachment = session.attach(from);
     let ended = session.status().state == SessionState::Exited;
     let input = if watches || ended || !session.record().stdin {
@@ -218,11 +237,11 @@ fn upgrade<P: Pods>(api: &Arc<Api<P>>, parts: &mut Parts, becomes: Becomes, clie
         match becomes {
             Becomes::Frames => {
                 let (reader, writer) = frames::open(upgraded);
-                frames::serve(reader, writer, client, &shutdown).await;
+                frames::serve(reader, writer, client, shutdown).await;
             }
             Becomes::WebSocket(_) => {
                 let (reader, writer) = websocket::open(upgraded).await;
-                frames::serve(reader, writer, client, &shutdown).await;
+                frames::serve(reader, writer, client, shutdown).await;
             }
         }
     });
@@ -230,7 +249,7 @@ fn upgrade<P: Pods>(api: &Arc<Api<P>>, parts: &mut Parts, becomes: Becomes, clie
 }
 
 /// The answer to an attach that asks for no upgrade.
-fn upgrade_required() -> Answer {
+fn upgrade_required() -> Response<Body> {
     let detail = format!(
         "attaching needs an upgrade of the connection: send HTTP/1.1 with `Connection: Upgrade` and `Upgrade: {PROTOCOL}`, \
          or `Upgrade: {WEBSOCKET}` with the subprotocol {WEBSOCKET_PROTOCOL}"
@@ -238,7 +257,7 @@ fn upgrade_required() -> Answer {
     let mut response = Refusal::new(StatusCode::UPGRADE_REQUIRED, "upgrade-required", detail).into_response();
     response.headers_mut().insert(UPGRADE, HeaderValue::from_static("agentd-exec, websocket"));
     response.headers_mut().insert(CONNECTION, HeaderValue::from_static("upgrade"));
-    Ok(response)
+    response
 }
 
 /// The answer that tells of a session that was begun.

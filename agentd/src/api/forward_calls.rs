@@ -1,5 +1,6 @@
 //! `GET /v1/pods/{id}/port-forward`: connections into a pod's network.
 
+use std::num::NonZeroU16;
 use std::sync::Arc;
 
 use agentd_api::files::FORWARD_PROTOCOL;
@@ -22,19 +23,15 @@ use crate::target;
 pub async fn forward<P: Pods>(api: &Arc<Api<P>>, id: &str, call: Call<'_>) -> Answer {
     let Call { parts, mut query, .. } = call;
     let instance = query.text("instance");
-    let port = match query.number("port", u16::MAX.into()).map(u16::try_from) {
-        Some(Ok(0)) => {
-            query.refuse("port", "found 0, expected a whole number from 1 to 65535");
-            0
-        }
-        Some(Ok(port)) => port,
-        Some(Err(_)) => 0,
-        None => {
-            query.refuse("port", "expected a whole number from 1 to 65535");
-            0
-        }
-    };
+    let port = query.text("port");
+    let number = port.as_deref().and_then(|text| text.parse::<NonZeroU16>().ok());
+    if number.is_none() {
+        let shown = port.map(|text| text.chars().take(20).collect::<String>());
+        let found = shown.map_or_else(|| "missing".to_owned(), |text| format!("found {text:?}"));
+        query.refuse("port", format!("{found}; expected a whole number from 1 to 65535"));
+    }
     query.finish()?;
+    let port = number.map_or(0, NonZeroU16::get);
     if !asks(parts) {
         return Ok(upgrade_required());
     }

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use hyper::body::{Body as _, Incoming};
 use hyper::header::{ACCESS_CONTROL_ALLOW_ORIGIN, CONNECTION, HeaderName, HeaderValue, RETRY_AFTER, UPGRADE, VARY};
 use hyper::http::request::Parts;
-use hyper::{HeaderMap, Request, Response, StatusCode};
+use hyper::{HeaderMap, Method, Request, Response, StatusCode};
 use tokio_util::sync::CancellationToken;
 
 use super::answer::{self, Answer, Body, Refusal, whole};
@@ -149,14 +149,17 @@ pub async fn handle<P: Pods>(
     let route = route::find(&parts.method, parts.uri.path());
     let mutates = route.as_ref().is_ok_and(Route::mutates);
     let mut headers = HeaderMap::new();
-    let (answer, attempt) = match pass(api, caller, door, &parts, route, shown, &mut headers) {
+    let passed = pass(api, caller, door, &parts, route, shown, &mut headers);
+    let noted = passed.is_err();
+    let (answer, attempt) = match passed {
         Ok((route, attempt)) => (call(api, caller, route, &mut parts, &mut body).await, attempt),
         Err(refusal) => (Err(refusal), None),
     };
     let problem = answer.as_ref().err().map(|refusal| refusal.detail().to_owned());
     let mut response = answer.unwrap_or_else(|refusal| refusal.of_request(shown).into_response());
     response.headers_mut().extend(headers);
-    if parts.headers.contains_key(UPGRADE) && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+    let other_protocol = parts.headers.contains_key(UPGRADE) || parts.method == Method::CONNECT;
+    if other_protocol && response.status() != StatusCode::SWITCHING_PROTOCOLS {
         // what follows the request may be of the other protocol already
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
@@ -166,6 +169,11 @@ pub async fn handle<P: Pods>(
     let status = response.status().as_u16();
     if let Some(attempt) = attempt.or_else(|| parts.extensions.get::<Attempted>().map(|attempted| attempted.0)) {
         api.access.audit.outcome(attempt, shown, status, problem.as_deref());
+    } else if status == StatusCode::FORBIDDEN && !noted {
+        // a call whose body tells what it does, such as those of the Mesos agent API
+        let (method, path) = (parts.method.as_str(), parts.uri.path());
+        let attempt = Attempt { request: shown, caller, method, path, pod: None };
+        api.access.audit.denied(attempt, problem.as_deref().unwrap_or("refused by the access list"));
     }
     let path: String = parts.uri.path().chars().take(300).collect();
     let (method, micros) = (parts.method.as_str(), began.elapsed().as_micros() as u64);
@@ -230,7 +238,7 @@ async fn call<P: Pods>(
     let query = Query::parse(parts.uri.query(), route.parameters());
     match route {
         Route::Exec(id) => exec_calls::exec(api, &id, Call { caller, parts, body, query }).await,
-        Route::Attach(id) => exec_calls::attach(api, &id, Call { caller, parts, body, query }).await,
+        Route::Attach(id) => exec_calls::attach(api, &id, Call { caller, parts, body, query }),
         Route::ReadFiles(id) => file_calls::read(api, &id, Call { caller, parts, body, query }).await,
         Route::WriteFiles(id) => file_calls::write(api, &id, Call { caller, parts, body, query }).await,
         Route::Forward(id) => forward_calls::forward(api, &id, Call { caller, parts, body, query }).await,

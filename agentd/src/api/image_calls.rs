@@ -40,7 +40,7 @@ impl From<ImageError> for Refusal {
 /// `GET /v1/images`
 pub fn list<P: Pods>(api: &Arc<Api<P>>, call: Call<'_>) -> Answer {
     let mut query = call.query;
-    let reference = query.text("reference").map(|text| Pattern::new(&text));
+    let reference = Pattern::read(&mut query, "reference");
     let in_use = query.flag("in-use");
     let page = Page::read(&mut query, "ImageInfo");
     query.finish()?;

@@ -168,11 +168,23 @@ fn known(schema: &str, path: &str) -> Result<(), String> {
     Ok(())
 }
 
+/// Longest pattern: as long as the longest name that it may be held against.
+const LONGEST_PATTERN: usize = 1024;
+
 /// What a name must be like: begin so, or match where it has a `*` (any text) or a `?` (any character).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pattern(Vec<char>);
 
 impl Pattern {
+    /// Reads the pattern that a parameter gives.
+    pub fn read(query: &mut Query, name: &'static str) -> Option<Self> {
+        let text = query.text(name)?;
+        if text.len() > LONGEST_PATTERN {
+            query.refuse(name, format!("found more than {LONGEST_PATTERN} bytes, expected a name or a part of one"));
+        }
+        Some(Self::new(&text))
+    }
+
     /// Reads a pattern.
     pub fn new(text: &str) -> Self {
         let mut pattern: Vec<char> = text.chars().collect();
@@ -180,6 +192,15 @@ impl Pattern {
             pattern.push('*');
         }
         Self(pattern)
+    }
+
+    /// The same for ids of pods, whose first slash may be left out.
+    #[must_use]
+    pub fn of_pod(mut self) -> Self {
+        if !matches!(self.0.first(), Some('/' | '*')) {
+            self.0.insert(0, '/');
+        }
+        self
     }
 
     /// Whether a name is so. The time is bounded by the product of both lengths.
@@ -276,7 +297,9 @@ mod tests {
     #[test]
     fn labels_are_selected() {
         let labels = BTreeMap::from([("a".to_owned(), "1".to_owned()), ("b".to_owned(), "x=y".to_owned())]);
-        for (text, matches) in [("a", true), ("c", false), ("a=1", true), ("a=2", false), ("a!=2", true), ("c!=1", true), ("b=x=y", true)] {
+        for (text, matches) in
+            [("a", true), ("c", false), ("a=1", true), ("a=2", false), ("a!=2", true), ("c!=1", true), ("b=x=y", true)]
+        {
             assert_eq!(Selector::parse(text).unwrap().matches(&labels), matches, "{text}");
         }
         for bad in ["", "=", "!=x", "=x"] {
@@ -298,7 +321,8 @@ mod tests {
         }
         let value = serde_json::json!({"id": "/a", "spec": 1, "instances": [{"phase": "running", "x": 1, "containers": [{"name": "a", "y": 1}]}]});
         let taken = fields.take(value);
-        let wanted = serde_json::json!({"id": "/a", "instances": [{"phase": "running", "containers": [{"name": "a", "y": 1}]}]});
+        let wanted =
+            serde_json::json!({"id": "/a", "instances": [{"phase": "running", "containers": [{"name": "a", "y": 1}]}]});
         assert_eq!(taken, wanted);
     }
 }

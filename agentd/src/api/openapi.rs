@@ -121,9 +121,9 @@ fn describe(operation: &Operation) -> Value {
         json!({"name": name, "in": "path", "required": true, "description": what, "schema": {"type": "string"}})
     }).into_iter().collect();
     parameters.extend(operation.parameters.iter().map(in_query));
-    parameters.extend(operation.headers.iter().map(|header| {
-        json!({"name": header.name, "in": "header", "description": header.what, "schema": {"type": "string"}})
-    }));
+    parameters.extend(operation.headers.iter().map(
+        |header| json!({"name": header.name, "in": "header", "description": header.what, "schema": {"type": "string"}}),
+    ));
     let mut responses: Map<String, Value> =
         operation.answers.iter().map(|reply| (reply.status.to_string(), response(operation, reply))).collect();
     for status in operation.refusals {
@@ -148,7 +148,8 @@ fn describe(operation: &Operation) -> Value {
 
 /// A name for an operation that no other has, such as `getPodsIdWait`.
 fn id(operation: &Operation) -> String {
-    let words = operation.path.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty() && *word != "v1");
+    let words =
+        operation.path.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty() && *word != "v1");
     let capital = |word: &str| {
         let (first, rest) = word.split_at(1);
         first.to_ascii_uppercase() + rest
@@ -177,8 +178,7 @@ fn in_query(parameter: &Parameter) -> Value {
         Form::Words(words) => json!({"type": "string", "enum": words}),
     };
     let schema = if parameter.repeated { json!({"type": "array", "items": one}) } else { one };
-    let mut described =
-        json!({"name": parameter.name, "in": "query", "description": parameter.what, "schema": schema});
+    let mut described = json!({"name": parameter.name, "in": "query", "description": parameter.what, "schema": schema});
     if parameter.repeated {
         described["style"] = "form".into();
         described["explode"] = true.into();

@@ -57,6 +57,16 @@ fn need(route: &Route) -> Need<'_> {
     }
 }
 
+/// The verb that a call needs, for the test that holds the API's description against it; empty where it needs none.
+#[cfg(test)]
+pub fn verb(route: &Route) -> &'static str {
+    match need(route) {
+        Need::Nothing => "",
+        Need::Some(verb) | Need::Host(verb) | Need::Pod(verb, _) | Need::Session(verb, _) => verb.word(),
+        Need::Inside(_) | Need::Own(_) => Verb::Exec.word(),
+    }
+}
+
 /// The pod that a call is about, as its path names it.
 pub fn pod_of(route: &Route) -> Option<&str> {
     match need(route) {
@@ -83,8 +93,14 @@ impl<P: Pods> Api<P> {
             },
             Need::Session(verb, id) => self.on_session(&policy, caller, verb, id).map(drop),
             Need::Own(id) => match self.on_session(&policy, caller, Verb::Exec, id)? {
-                Some((owner, _)) if owner == caller.principal => Ok(()),
-                Some((_, pod)) => self.on_pod(&policy, caller, Verb::Admin, &pod).map(drop),
+                // the list may have changed since the session was begun
+                Some((owner, pod)) => {
+                    let verb = if owner == caller.principal { Verb::Exec } else { Verb::Admin };
+                    match self.on_pod(&policy, caller, verb, &pod)? {
+                        Some(spec) => within(&policy, caller, &spec.id, policy.ceiling(caller).check_inside(&spec)),
+                        None => Ok(()),
+                    }
+                }
                 // a recording may outlive its session, and nobody knows any more whose it was
                 None => granted(&policy, caller, Verb::Admin, Scope::Host, "the host"),
             },

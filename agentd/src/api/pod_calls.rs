@@ -34,7 +34,7 @@ pub fn list<P: Pods>(api: &Arc<Api<P>>, call: Call<'_>) -> Answer {
         }
     }
     let phase = query.word("phase", &PHASES.map(|phase| (phase.as_str(), phase)));
-    let id = query.text("id").map(|id| Pattern::new(&if id.starts_with(['/', '*']) { id } else { format!("/{id}") }));
+    let id = Pattern::read(&mut query, "id").map(Pattern::of_pod);
     let page = Page::read(&mut query, "PodStatus");
     query.finish()?;
     let wanted = |pod: &PodStatus| {

@@ -87,7 +87,12 @@ pub async fn end<P: Pods>(api: &Arc<Api<P>>, caller: &Caller, id: &str) -> Answe
     let session = find(api, id)?;
     let why = format!("ended by {}", caller.principal);
     apart(async move {
-        session.kill(&why).await;
+        // one that has ended already is forgotten
+        if session.status().state == SessionState::Exited {
+            session.discard(&why).await;
+        } else {
+            session.kill(&why).await;
+        }
         Ok::<_, Refusal>(())
     })
     .await?;
@@ -206,7 +211,7 @@ async fn open_recording(state: &Path, id: &str) -> std::io::Result<(File, u64)> 
 /// A JSON object with these fields and no others.
 fn object(text: &[u8], known: &[&str]) -> Result<Map<String, Value>, Refusal> {
     let fault = |path: &str, message: String| Refusal::bad_request(vec![Violation::new(path, message)]);
-    let value = serde_json::from_slice(text).map_err(|error| fault("", format!("the body is no JSON: {error}")))?;
+    let value = agentd_api::parse::json(text).map_err(Refusal::bad_request)?;
     let Value::Object(fields) = value else { return Err(fault("", "the body is no JSON object".to_owned())) };
     match fields.keys().find(|key| !known.contains(&key.as_str())) {
         None => Ok(fields),

@@ -6,7 +6,7 @@
 //! requests of a connection from head to body to head; where one can be read in two ways it gives the server a byte that
 //! no request may have, and then the end of the connection, so that the server answers 400 and closes.
 //!
-//! Behind a request that asks for another protocol nothing is looked at any more: either the protocol was changed, or the
+//! Behind a request that asks for another protocol or a tunnel nothing is looked at any more: either the protocol was changed, or the
 //! connection is closed after the answer.
 
 use std::io;
@@ -207,7 +207,11 @@ impl Scan {
     fn end_of_line(&mut self, line: &[u8], length: usize) -> Option<Place> {
         match self.place {
             // empty lines before a request are allowed
-            Place::Head { begun } if !begun => Some(Place::Head { begun: length > 0 }),
+            Place::Head { begun } if !begun => {
+                // what follows it would be a tunnel
+                self.framing.upgrade = line.starts_with(b"CONNECT ");
+                Some(Place::Head { begun: length > 0 })
+            }
             Place::Head { .. } if length > 0 => {
                 self.field(line, length)?;
                 Some(self.place)
@@ -288,6 +292,7 @@ mod tests {
             "POST / HTTP/1.1\r\ncontent-length: 5\r\n\r\na\nb\ncGET / HTTP/1.1\r\nhost: x\r\n\r\n",
             "POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n3\r\n\n\n\n\r\nA;x=y\r\n0123456789\r\n0\r\nt: v\r\n\r\nGET / \r\n",
             "GET / HTTP/1.1\r\nUpgrade: agentd-exec\r\ncontent-length: 2\r\n\r\n{}\n\n\0anything\r\r\n",
+            "CONNECT x:80 HTTP/1.1\r\nhost: x:80\r\n\r\n\n\n",
             "GET / HTTP/1.1\r\nContent-Length:  007 \r\n\r\n\n\n\n\n\n\n\nGET ",
         ] {
             assert_eq!(passed(text.as_bytes()), text.as_bytes(), "{text:?}");

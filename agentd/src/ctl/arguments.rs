@@ -11,10 +11,11 @@ Exit codes:
    0  done
    1  the operation failed, or the daemon's answer was not understood
    2  wrong command line, file or request
-   3  there is no such pod, image, container or instance
+   3  there is no such pod, image, container, instance, session or context
    4  it contradicts what there is, or the host has not enough left
-   5  the daemon cannot be reached, or went away
+   5  the daemon cannot be reached, is stopping or busy, or went away
    6  the time-out passed
+   7  the access list does not permit it
   10  the pod was run or waited for, and failed
 Of exec, attach and session wait: the exit code of the program, 128 + n where signal n ended it";
 
@@ -165,7 +166,7 @@ pub enum PodVerb {
         timeout: Option<f64>,
     },
     /// List pods.
-    Ls,
+    Ls(Pods),
     /// Show a pod in full.
     Inspect {
         /// Its id.
@@ -196,6 +197,53 @@ pub enum PodVerb {
         #[arg(long, value_name = "SECONDS", value_parser = seconds)]
         timeout: Option<f64>,
     },
+}
+
+/// Which pods.
+#[derive(Debug, Args)]
+pub struct Pods {
+    /// Only pods whose id begins so; with `*` (any text) or `?` (any character) those whose id is so.
+    pub id: Option<String>,
+    /// Only pods with this label: `key`, `key=value` or `key!=value`. All must hold where several are given.
+    #[arg(long, short, value_name = "LABEL")]
+    pub label: Vec<String>,
+    /// Only pods with an instance in this phase.
+    #[arg(long, value_enum)]
+    pub phase: Option<Phase>,
+}
+
+/// A phase of an instance.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Phase {
+    /// Images, artifacts, network and containers are being readied.
+    Starting,
+    /// Every container runs, and is healthy where it says how.
+    Running,
+    /// Some container is down or unhealthy.
+    Degraded,
+    /// Waiting for the next restart.
+    Backoff,
+    /// Being ended.
+    Stopping,
+    /// All containers have ended with 0, and none starts again.
+    Finished,
+    /// Ended otherwise, and none starts again.
+    Failed,
+}
+
+impl Phase {
+    /// The API's word for it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Running => "running",
+            Self::Degraded => "degraded",
+            Self::Backoff => "backoff",
+            Self::Stopping => "stopping",
+            Self::Finished => "finished",
+            Self::Failed => "failed",
+        }
+    }
 }
 
 /// Until when `pod run` waits.

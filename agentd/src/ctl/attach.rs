@@ -4,9 +4,9 @@ use agentd_api::session::{PROTOCOL, SessionStatus};
 use clap::Args;
 use hyper::Method;
 
-use super::client::{Client, read};
+use super::client::{CallError, Client, read};
 use super::duplex::{self, Settings, ending};
-use super::failure::Result;
+use super::failure::{Failure, Result, clean};
 use super::output::Output;
 use super::sessions::path_of;
 use super::terminal::keys::Keys;
@@ -44,7 +44,14 @@ pub async fn run(client: &Client, _output: &mut Output, arguments: Arguments) ->
     if arguments.from_now {
         path.push_str("&from=now");
     }
-    let connection = client.upgrade(Method::GET, &path, PROTOCOL, None).await.map_err(ending::not_begun)?;
+    let connection = client.upgrade(Method::GET, &path, PROTOCOL, None).await.map_err(|error| match error {
+        CallError::Problem(problem) if problem.kind == "input-taken" => {
+            let session = clean(&status.id);
+            let cure = "--take-over takes its place, --no-stdin only shows the output";
+            Failure::new(ending::NO_SESSION, format!("another client gives the session {session} its input; {cure}"))
+        }
+        error => ending::not_begun(error),
+    })?;
     let settings = Settings {
         tty: status.tty,
         input: !arguments.no_stdin,

@@ -99,11 +99,10 @@ fn each_line(path: &Path, mut take: impl FnMut(&Path, u64, &str) -> Result<()>) 
             {
                 break;
             }
-            if bytes.last() != Some(&b'\n') {
-                // without its end: cut off, or too long for a record
-                bytes.push(b' ');
-            } else {
-                bytes.pop();
+            match bytes.last() {
+                Some(b'\n') => drop(bytes.pop()),
+                // cut off, or too long for a record, and shall not pass for one
+                _ => bytes.push(b' '),
             }
             take(file, number, &String::from_utf8_lossy(&bytes))?;
         }

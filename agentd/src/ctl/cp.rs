@@ -5,6 +5,7 @@
 
 mod pack;
 mod place;
+mod progress;
 mod unpack;
 mod wire;
 
@@ -14,7 +15,6 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -24,7 +24,6 @@ use clap::Args;
 use http_body_util::{BodyExt, Empty, StreamBody};
 use hyper::body::{Frame, Incoming};
 use hyper::{Method, Response};
-use indicatif::{ProgressBar, ProgressStyle};
 use tokio::sync::{mpsc, oneshot};
 
 use super::client::{CallError, Client, read};
@@ -34,6 +33,7 @@ use super::pods::path_of;
 use super::table::bytes as amount;
 use crate::api::route::encode;
 use place::{Goal, Kind, Place};
+use progress::Progress;
 use unpack::{Naming, Unpacked};
 
 /// Pieces between the connection and the thread.
@@ -41,6 +41,9 @@ const WAITING: usize = 4;
 
 /// Most symbolic links that `-L` follows.
 const MOST_LINKS: usize = 16;
+
+/// What the daemon says where the pod is there and the file is not.
+const NO_FILE: &str = "there is no such file or directory in the container";
 
 /// How often the progress is shown.
 const BEAT: Duration = Duration::from_millis(100);
@@ -73,7 +76,7 @@ pub struct Arguments {
 
 /// Carries it out.
 pub async fn run(client: &Client, output: &mut Output, arguments: Arguments) -> Result<()> {
-    let copy = Copy { client, arguments: &arguments, progress: Progress::new(&arguments, output) };
+    let copy = Copy { client, arguments: &arguments, progress: Progress::new(!arguments.quiet && !output.json()) };
     let done = match (&arguments.source, &arguments.target) {
         (Place::Remote { pod, path }, Place::Local(target)) => copy.receive(pod, path, target).await?,
         (Place::Remote { pod, path }, Place::Stream) => return copy.receive_stream(pod, path, output).await,
@@ -150,7 +153,7 @@ impl Copy<'_> {
                 },
                 // a link that leads to a file, or nowhere, is replaced
                 Err(CallError::Problem(_)) if path.ends_with("/.") => return Ok(Kind::File),
-                Err(CallError::Problem(problem)) if problem.status == 404 => return Ok(Kind::Nothing),
+                Err(CallError::Problem(problem)) if problem.detail.contains(NO_FILE) => return Ok(Kind::Nothing),
                 Err(error) => return Err(error),
             }
         }
@@ -233,7 +236,7 @@ impl Copy<'_> {
         } else {
             goal
         };
-        self.progress.expect(metadata.is_file().then(|| metadata.len()));
+        self.progress.expect(metadata.is_file().then_some(metadata.len()));
         let at = self.at(pod, goal.folder.as_os_str().as_bytes())?;
         let packing =
             Packing { source: source.to_path_buf(), metadata, name: goal.name, owners: self.arguments.archive };
@@ -276,7 +279,7 @@ impl Copy<'_> {
         make: impl FnOnce(&pack::Pieces, &AtomicU64) -> Result<Vec<String>> + Send + 'static,
     ) -> Result<FilesWritten> {
         let (give, mut pieces) = mpsc::channel::<io::Result<Bytes>>(WAITING);
-        let count = Arc::clone(&self.progress.count);
+        let count = self.progress.counter();
         let work = in_thread(move || make(&give, &count))?;
         let body = futures_util::stream::poll_fn(move |context| {
             pieces.poll_recv(context).map(|piece| piece.map(|piece| piece.map(Frame::data)))
@@ -298,12 +301,11 @@ impl Copy<'_> {
         self.progress.clear();
         match (work.await, written) {
             // what is wrong here is why the daemon was not content
-            (Err(failure @ Failure::Told { .. }), _) => Err(failure),
-            (made, Ok(written)) => {
-                unpack::tell(&made.unwrap_or_default());
+            (Err(failure @ Failure::Told { .. }), _) | (_, Err(failure)) => Err(failure),
+            (notes, Ok(written)) => {
+                unpack::tell(&notes.unwrap_or_default());
                 Ok(written)
             }
-            (_, Err(failure)) => Err(failure),
         }
     }
 }
@@ -404,52 +406,6 @@ impl Read for Body {
         let count = self.present.len().min(buffer.len());
         self.present.copy_to_slice(&mut buffer[..count]);
         Ok(count)
-    }
-}
-
-/// What people at a terminal see of it.
-struct Progress {
-    bar: Option<ProgressBar>,
-    count: Arc<AtomicU64>,
-}
-
-impl Progress {
-    fn new(arguments: &Arguments, output: &Output) -> Self {
-        let wanted = !arguments.quiet && !output.json() && io::stderr().is_terminal();
-        Self { bar: wanted.then(ProgressBar::hidden), count: Arc::default() }
-    }
-
-    /// Begins; how much is to come is not always known.
-    fn expect(&self, total: Option<u64>) {
-        let Some(bar) = &self.bar else { return };
-        let template = match total {
-            Some(total) => {
-                bar.set_length(total);
-                "{bar:40} {bytes:>10}/{total_bytes:<10} {bytes_per_sec:>12} {eta}"
-            }
-            None => "{spinner} {bytes:>10} {bytes_per_sec:>12}",
-        };
-        if let Ok(style) = ProgressStyle::with_template(template) {
-            bar.set_style(style);
-        }
-        bar.set_draw_target(indicatif::ProgressDrawTarget::stderr());
-    }
-
-    fn add(&self, bytes: u64) {
-        self.count.fetch_add(bytes, Ordering::Relaxed);
-        self.show();
-    }
-
-    fn show(&self) {
-        if let Some(bar) = &self.bar {
-            bar.set_position(self.count.load(Ordering::Relaxed));
-        }
-    }
-
-    fn clear(&self) {
-        if let Some(bar) = &self.bar {
-            bar.finish_and_clear();
-        }
     }
 }
 

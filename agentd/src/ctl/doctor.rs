@@ -163,7 +163,7 @@ fn credentials(context: &Context) -> Vec<Check> {
         const NAME: &str = "daemon/key";
         match std::fs::metadata(key) {
             Ok(about) if Mode::from_raw_mode(about.mode()).intersection(Mode::RWXG | Mode::RWXO).is_empty() => {
-                checks.push(ok(NAME, key.display().to_string()))
+                checks.push(ok(NAME, key.display().to_string()));
             }
             Ok(about) => checks.push(check(
                 NAME,
@@ -237,7 +237,9 @@ async fn host(client: &Client, arguments: Arguments) -> Result<Vec<Check>> {
         )]);
     }
     let flags = Flags { config: arguments.config, dev: arguments.dev, ..Flags::default() };
-    let loaded = config::load(&flags, std::env::vars()).map_err(|problems| {
+    let variables =
+        std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+    let loaded = config::load(&flags, variables).map_err(|problems| {
         let lines = problems.iter().map(ToString::to_string).collect();
         Failure::Told { code: super::failure::BAD_INPUT, message: String::new(), lines }
     })?;

@@ -7,13 +7,14 @@
 //! [`window`], which keeps what the program was perhaps not given yet.
 //!
 //! When the connection breaks, [`again`] attaches anew, and both directions go on at the byte where they stopped.
-//! [`signals`] are passed on to the program; on a terminal in raw mode they leave the session instead, because there the
-//! keys are the program's signals. [`ending`] makes an exit code of how it ended.
+//! [`local`] is what comes from this side: keys, signals, the window's size. Signals are passed on to the program; on a
+//! terminal in raw mode they leave the session instead, because there the keys are the program's signals. [`ending`] makes an exit code of how it ended.
 
 mod again;
 pub mod ending;
 mod frames;
 mod link;
+mod local;
 mod signals;
 mod stdio;
 mod window;
@@ -24,7 +25,6 @@ use std::time::Duration;
 
 use agentd_api::session::{ClientMessage, ServerMessage, SessionExit};
 use hyper::upgrade::Upgraded;
-use rustix::io::Errno;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::client::Client;
@@ -41,12 +41,6 @@ use window::Window;
 
 /// How long the daemon has to let this client go, and a program that was told to end.
 const PATIENCE: Duration = Duration::from_secs(2);
-
-/// How long the first keys of the sequence that leaves wait for the next.
-const KEY_WAIT: Duration = Duration::from_millis(500);
-
-/// How often a program is asked to end before it is killed.
-const ASK: usize = 3;
 
 /// How this process takes part in a session.
 #[derive(Debug)]
@@ -112,6 +106,10 @@ struct Duplex {
     output: Output,
     signals: Signals,
     raw: Option<Raw>,
+    /// Whether the program's terminal is shown on one here.
+    screen: bool,
+    /// Whether the last line shown there has not ended.
+    open_line: bool,
     modes: Modes,
     /// Size of the terminal as the session was told.
     size: Option<(u16, u16)>,
@@ -150,6 +148,8 @@ pub async fn run(client: &Client, connection: Upgraded, settings: Settings) -> R
         output: Output::new(),
         signals: Signals::watch(settings.tty).map_err(failed)?,
         raw,
+        screen: settings.tty && terminal::shows(),
+        open_line: false,
         modes: Modes::default(),
         size,
         keys_until: None,
@@ -208,8 +208,14 @@ impl Duplex {
                     result
                 }
                 Done::Read(Err(error)) | Done::Sent(Err(error)) => Err(Stop::Lost(error.to_string())),
-                Done::Typed(read) => self.typed(read).map_err(Stop::End),
-                Done::Written(faults) => self.faults(faults).map_err(Stop::End),
+                Done::Typed(read) => {
+                    self.typed(read);
+                    Ok(())
+                }
+                Done::Written(faults) => {
+                    self.faults(faults);
+                    Ok(())
+                }
                 Done::Signal(signal) => self.signal(signal).map_err(Stop::End),
                 Done::Sent(Ok(())) | Done::Nothing => Ok(()),
             };
@@ -269,7 +275,11 @@ impl Duplex {
         } else {
             self.show(buffer, spans)?;
         }
-        decoded.map_err(|fault| Stop::Lost(fault))
+        decoded.map_err(|fault| {
+            let what =
+                format!("the daemon's answer is not understood: {fault}; is it of another version than agentctl?");
+            Stop::End(End::Failed(Failure::new(NO_SESSION, what)))
+        })
     }
 
     /// Writes output.
@@ -282,14 +292,16 @@ impl Duplex {
             *killed = true;
             self.link.sender.message(&ClientMessage::Signal { signal: "KILL".to_owned() });
         }
-        if self.raw.is_some() {
+        if self.screen {
             let past = self.offset <= self.settings.past;
             let mut shown = Vec::new();
             if !past && self.settings.past > 0 {
                 // a sequence that began in the past ends now
                 self.settings.past = 0;
                 shown.extend_from_slice(self.modes.held());
-                spans.iter().for_each(|span| shown.extend_from_slice(&buffer[span.at.clone()]));
+                for span in &spans {
+                    shown.extend_from_slice(&buffer[span.at.clone()]);
+                }
             }
             for span in &spans {
                 if past {
@@ -305,9 +317,13 @@ impl Duplex {
                 buffer = shown;
             }
         }
+        if let Some(last) = spans.iter().rev().find(|span| !span.at.is_empty()) {
+            self.open_line = buffer[last.at.end - 1] != b'\n';
+        }
         let failed = |error| Failure::new(NO_SESSION, format!("standard output cannot be written: {error}"));
         let faults = self.output.write(buffer, spans).map_err(|error| End::Failed(failed(error)))?;
-        self.faults(faults)
+        self.faults(faults);
+        Ok(())
     }
 
     /// Takes a message of the daemon.
@@ -356,118 +372,6 @@ impl Duplex {
         Ok(())
     }
 
-    /// Takes what was read of standard input.
-    fn typed(&mut self, read: Read) -> std::result::Result<(), End> {
-        match read {
-            Read::Bytes(bytes) if self.raw.is_some() => {
-                let typed = self.settings.keys.take(bytes);
-                self.window.push(typed.bytes);
-                self.keys_until = self.settings.keys.waiting().then(|| Instant::now() + KEY_WAIT);
-                if typed.leave {
-                    self.leave(End::Left);
-                }
-            }
-            Read::Bytes(bytes) => self.window.push(bytes),
-            Read::End(why) => {
-                self.input = None;
-                if self.raw.is_some() {
-                    // the terminal is gone
-                    self.hang_up();
-                    return Ok(());
-                }
-                if let Some(why) = why {
-                    say(&format!("standard input: {why}"));
-                }
-                self.window.close();
-            }
-        }
-        Ok(())
-    }
-
-    /// Leaves once the daemon has the input.
-    fn leave(&mut self, end: End) {
-        if self.leaving.is_none() {
-            self.input = None;
-            self.keys_until = None;
-            self.say_detach = true;
-            self.leaving = Some((Instant::now() + PATIENCE, Some(end)));
-        }
-    }
-
-    /// The terminal is gone: the program is told as programs are, and this process ends.
-    fn hang_up(&mut self) {
-        if self.leaving.is_none() {
-            self.pass_on(libc::SIGHUP);
-            self.leave(End::Signal(libc::SIGHUP));
-        }
-    }
-
-    /// Takes a signal that this process got.
-    fn signal(&mut self, signal: i32) -> std::result::Result<(), End> {
-        match signal {
-            libc::SIGWINCH => self.resize(false),
-            libc::SIGCONT => {
-                if let Some(raw) = &self.raw {
-                    // a terminal that cannot be switched any more is gone, which shows when it is read
-                    let _ = raw.again();
-                }
-                self.resize(true);
-            }
-            // what it tells has been written: nobody waits for the rest
-            _ if self.exit.is_some() => return Err(End::Signal(signal)),
-            libc::SIGHUP if self.raw.is_some() => self.hang_up(),
-            libc::SIGINT if self.settings.watch => self.leave(End::Left),
-            _ if self.raw.is_some() || self.settings.watch => self.leave(End::Signal(signal)),
-            _ => {
-                let asked = self.passed_on.iter().filter(|one| !matches!(**one, libc::SIGUSR1 | libc::SIGUSR2)).count();
-                if asked + 1 >= ASK && !matches!(signal, libc::SIGUSR1 | libc::SIGUSR2) {
-                    self.pass_on(libc::SIGKILL);
-                    self.leaving.get_or_insert((Instant::now() + PATIENCE, Some(End::Signal(signal))));
-                } else {
-                    self.pass_on(signal);
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Sends a signal to the program.
-    fn pass_on(&mut self, signal: i32) {
-        self.passed_on.push(signal);
-        self.link.sender.message(&ClientMessage::Signal { signal: ending::name(signal) });
-    }
-
-    /// Tells the session the size of the terminal, where it is another or must be told.
-    fn resize(&mut self, always: bool) {
-        let size = if self.settings.tty && !self.settings.watch { terminal::size() } else { None };
-        if let Some((rows, columns)) = size.filter(|size| always || self.size != Some(*size)) {
-            self.size = size;
-            self.link.sender.message(&ClientMessage::Resize { rows, columns });
-        }
-    }
-
-    /// Takes that standard output or error cannot be written to.
-    fn faults(&mut self, faults: Vec<Fault>) -> std::result::Result<(), End> {
-        for fault in faults {
-            if self.raw.is_some() {
-                self.hang_up();
-                continue;
-            }
-            if fault.why != Errno::PIPE {
-                let name = if fault.error { "standard error" } else { "standard output" };
-                self.fault = Some(Failure::new(NO_SESSION, format!("{name}: {}", fault.why)));
-            }
-            if self.settings.watch {
-                self.leave(End::Signal(libc::SIGPIPE));
-            } else if self.unread.is_none() {
-                // as a program here would be told at its next write
-                self.unread = Some((Instant::now(), false));
-                self.pass_on(libc::SIGPIPE);
-            }
-        }
-        Ok(())
-    }
-
     /// Waits until everything is written, puts the terminal back, and says how it ended.
     async fn finish(mut self, end: End) -> Result<()> {
         let written = async {
@@ -477,21 +381,25 @@ impl Duplex {
         };
         // only a terminal that is not read any more takes longer
         let _ = timeout(PATIENCE, written).await;
-        if self.raw.take().is_some() {
-            let undo = self.modes.undo();
-            // a terminal that is gone needs no restoring
-            let _ = std::io::stdout().write_all(&undo).and_then(|()| std::io::stdout().flush());
-        }
+        self.raw = None;
+        let undo = self.modes.undo();
+        // a terminal that is gone needs no restoring
+        let _ = std::io::stdout().write_all(&undo).and_then(|()| std::io::stdout().flush());
         let session = clean(self.session.as_deref().unwrap_or_default());
-        let detached = || format!("detached from session {session}; agentctl attach {session}");
+        let detached = || note(&format!("detached from session {session}; agentctl attach {session}"));
+        let quiet = matches!(&end, End::Exit(exit) if ending::after(exit, &self.passed_on).is_ok());
+        if self.screen && self.open_line && !quiet && terminal::tells() {
+            // what is said now begins on a line of its own
+            let _ = std::io::stderr().write_all(b"\n");
+        }
         match end {
             End::Exit(exit) => self.fault.map_or_else(|| ending::after(&exit, &self.passed_on), Err),
             End::Left => {
-                note(self.settings.tty, &detached());
+                detached();
                 Ok(())
             }
             End::Signal(signal) => {
-                note(self.settings.tty, &detached());
+                detached();
                 Err(Failure::exit(ending::of_signal(signal)))
             }
             End::LetGo(why) => Err(Failure::new(
@@ -536,8 +444,7 @@ fn say(line: &str) {
     let _ = std::io::stderr().write_all(format!("agentctl: {}{end}", clean(line)).as_bytes());
 }
 
-/// A last line on standard error. What a terminal shows may have left the cursor anywhere.
-fn note(terminal: bool, line: &str) {
-    let begin = if terminal && terminal::tells() { "\r\n" } else { "" };
-    let _ = std::io::stderr().write_all(format!("{begin}[{line}]\n").as_bytes());
+/// A last line on standard error.
+fn note(line: &str) {
+    let _ = std::io::stderr().write_all(format!("[{line}]\n").as_bytes());
 }

@@ -103,8 +103,10 @@ impl Follower<'_> {
                 return Err(failure);
             }
             if wait == FIRST_WAIT {
-                let message = format!("{}; trying again for {} s", failure.message(), self.wanted.reconnect);
-                Failure::failed(message).tell();
+                let place = self.client.transport()?.told();
+                let seconds = self.wanted.reconnect;
+                Failure::failed(format!("{place}: the stream of events broke off; trying again for {seconds} s"))
+                    .tell();
             }
             tokio::time::sleep(wait).await;
             wait = (wait * 2).min(LONGEST_WAIT);

@@ -106,7 +106,7 @@ pub async fn run(client: &Client, output: &mut Output, arguments: Arguments) -> 
     let upgrade = client.upgrade(Method::POST, &path, PROTOCOL, Some(body.into()));
     let connection = upgrade.await.map_err(ending::not_begun)?;
     let Arguments { tty, stdin: input, detach_keys: keys, .. } = arguments;
-    duplex::run(client, connection, Settings { tty, input, watch: false, keys, sized: true, past: 0 }).await
+    duplex::run(client, connection, Settings { tty, input, watch: false, keys, sized: tty, past: 0 }).await
 }
 
 /// What is asked for.

@@ -19,6 +19,8 @@ pub const CONFLICT: u8 = 4;
 pub const UNREACHABLE: u8 = 5;
 /// The time-out passed.
 pub const TIMED_OUT: u8 = 6;
+/// The caller may not do that.
+pub const NOT_PERMITTED: u8 = 7;
 /// The pod failed.
 pub const POD_FAILED: u8 = 10;
 
@@ -121,10 +123,11 @@ impl Failure {
 /// The exit code for an answer of the daemon.
 fn code_of(problem: &Problem) -> u8 {
     match problem.status {
+        401 | 403 => NOT_PERMITTED,
         404 => NOT_FOUND,
         408 => TIMED_OUT,
-        409 => CONFLICT,
-        503 => UNREACHABLE,
+        409 | 412 => CONFLICT,
+        429 | 503 => UNREACHABLE,
         400..=499 => BAD_INPUT,
         _ => FAILED,
     }
@@ -147,12 +150,16 @@ mod tests {
     fn each_status_has_its_exit_code() {
         let codes = [
             (400, BAD_INPUT),
+            (401, NOT_PERMITTED),
+            (403, NOT_PERMITTED),
             (404, NOT_FOUND),
             (405, BAD_INPUT),
             (408, TIMED_OUT),
             (409, CONFLICT),
+            (412, CONFLICT),
             (413, BAD_INPUT),
             (415, BAD_INPUT),
+            (429, UNREACHABLE),
             (500, FAILED),
             (503, UNREACHABLE),
             (599, FAILED),

@@ -87,7 +87,7 @@ async fn carry_out(arguments: Arguments, output: &mut Output) -> Result<()> {
     match arguments.verb {
         Verb::Pod { verb } => match verb {
             PodVerb::Run { file, wait, timeout } => pods::run(&client, output, &file, wait, timeout).await,
-            PodVerb::Ls => pods::list(&client, output).await,
+            PodVerb::Ls(wanted) => pods::list(&client, output, &wanted).await,
             PodVerb::Inspect { id } => pods::inspect(&client, output, &id).await,
             PodVerb::Update { file } => pods::update(&client, output, &file).await,
             PodVerb::Rm { ids, ignore_missing } => pods::remove(&client, output, &ids, ignore_missing).await,

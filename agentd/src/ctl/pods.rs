@@ -9,13 +9,13 @@ use bytes::Bytes;
 use hyper::Method;
 use serde::Serialize;
 
-use super::arguments::{Until, Wait};
+use super::arguments::{Pods, Until, Wait};
 use super::client::{CallError, Client, read};
 use super::colour;
 use super::failure::{Failure, POD_FAILED, Result, clean};
 use super::output::Output;
 use super::table::{Columns, bytes};
-use crate::api::route::pod_path;
+use crate::api::route::{encode, pod_path};
 
 /// The path of a pod that the user names with or without its leading slash.
 pub fn path_of(id: &str) -> Result<String> {
@@ -126,8 +126,12 @@ fn summary(instance: &InstanceStatus) -> String {
 }
 
 /// `agentctl pod ls`
-pub async fn list(client: &Client, output: &mut Output) -> Result<()> {
-    let body = client.call(Method::GET, "/v1/pods", None).await?;
+pub async fn list(client: &Client, output: &mut Output, wanted: &Pods) -> Result<()> {
+    let mut terms: Vec<String> = wanted.label.iter().map(|label| format!("label={}", encode(label))).collect();
+    terms.extend(wanted.phase.map(|phase| format!("phase={}", phase.word())));
+    terms.extend(wanted.id.as_ref().map(|id| format!("id={}", encode(id))));
+    let mark = if terms.is_empty() { "" } else { "?" };
+    let body = client.call(Method::GET, &format!("/v1/pods{mark}{}", terms.join("&")), None).await?;
     if output.json() {
         return output.body(&body);
     }

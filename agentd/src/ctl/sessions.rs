@@ -4,6 +4,7 @@ use agentd_api::session::{SessionExit, SessionState, SessionStatus};
 use agentd_api::status::ExitStatus;
 use clap::{Args, Subcommand};
 use hyper::Method;
+use jiff::Timestamp;
 
 use super::client::{Client, read};
 use super::duplex::ending;
@@ -106,7 +107,9 @@ async fn list(client: &Client, output: &mut Output, pod: Option<&str>, running: 
     if output.json() {
         return output.body(&body);
     }
-    let sessions: Vec<SessionStatus> = read(&body)?;
+    let mut sessions: Vec<SessionStatus> = read(&body)?;
+    // the last one is the one that is looked for
+    sessions.sort_by_cached_key(|session| (session.started_at.parse::<Timestamp>().ok(), session.id.clone()));
     if output.names() {
         return sessions.iter().try_for_each(|session| output.name(&session.id));
     }
@@ -143,8 +146,8 @@ fn standing(session: &SessionStatus) -> String {
 /// A command as it can be typed, not all of a long one.
 fn command(words: &[String]) -> String {
     let plain = |word: &str| !word.is_empty() && word.chars().all(|c| c.is_alphanumeric() || "-_./=:,+@%".contains(c));
-    let words = words.iter().map(|word| if plain(word) { word.clone() } else { format!("{word:?}") });
-    let text = words.collect::<Vec<_>>().join(" ");
+    let quoted = |word: &String| if plain(word) { word.clone() } else { format!("'{}'", word.replace('\'', r"'\''")) };
+    let text = words.iter().map(quoted).collect::<Vec<_>>().join(" ");
     if text.chars().count() <= 60 { text } else { text.chars().take(59).chain(['…']).collect() }
 }
 
@@ -218,8 +221,9 @@ mod tests {
     #[test]
     fn commands_are_shown_as_they_can_be_typed() {
         let words = |words: &[&str]| command(&words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>());
-        assert_eq!(words(&["sh", "-c", "a && b"]), "sh -c \"a && b\"");
-        assert_eq!(words(&["ls", "", "ä"]), "ls \"\" ä");
+        assert_eq!(words(&["sh", "-c", "a && b"]), "sh -c 'a && b'");
+        assert_eq!(words(&["echo", "it's"]), r"echo 'it'\''s'");
+        assert_eq!(words(&["ls", "", "ä"]), "ls '' ä");
         assert_eq!(words(&[&"x".repeat(100)]).chars().count(), 60);
     }
 

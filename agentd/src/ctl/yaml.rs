@@ -207,6 +207,12 @@ fn plain(text: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::process::{Command, Stdio};
+
+    use proptest::prelude::*;
+    use proptest::strategy::ValueTree;
+    use proptest::test_runner::TestRunner;
+
     use super::*;
 
     #[test]
@@ -230,6 +236,9 @@ o:
         assert_eq!(of_json(json).unwrap(), expected);
         assert_eq!(of_json(b"[]").unwrap(), "[]\n");
         assert_eq!(of_json(b"[{\"a\":1}]").unwrap(), "- a: 1\n");
+        let long = "k".repeat(LONGEST_KEY + 1);
+        let json = format!("{{\"{long}\":{{\"a\":1}}}}");
+        assert_eq!(of_json(json.as_bytes()).unwrap(), format!("? {long}\n:\n  a: 1\n"));
         assert!(of_json(b"[1] x").is_err() && of_json(b"").is_err());
     }
 
@@ -247,5 +256,106 @@ o:
         }
         assert_eq!(string("a\"\\\n\x1b\u{85}\u{2028}"), r#""a\"\\\n\u001b\u0085\u2028""#);
         assert_eq!((float(1e30), float(1.5e-9), float(2.0)), ("1.0e+30".into(), "1.5e-9".into(), "2.0".into()));
+    }
+
+    /// Any JSON, with strings that YAML has a meaning for.
+    fn values() -> impl Strategy<Value = serde_json::Value> {
+        use serde_json::Value;
+        let odd = prop::sample::select(vec![
+            "",
+            " ",
+            "~",
+            "null",
+            "Yes",
+            "0x1f",
+            "1_000",
+            "12:30:45",
+            "2026-11-20",
+            "1e5",
+            ".inf",
+            "-",
+            "- a",
+            "? a",
+            "a: b",
+            "a:",
+            "a #b",
+            "#a",
+            "&a",
+            "*a",
+            "!a",
+            "|",
+            ">",
+            "%a",
+            "@a",
+            "`a",
+            "'a",
+            "\"a",
+            "[a]",
+            "{a}",
+            "a,b",
+            "=",
+            "<<",
+            "a\nb",
+            "a ",
+            "\ta",
+            "\u{85}",
+            "\u{feff}",
+            "\u{1f600}",
+            "/app/web",
+            "TASK_RUNNING",
+            "---",
+            "...",
+        ]);
+        let text = || prop_oneof![odd.clone().prop_map(str::to_owned), ".{0,12}", "[ -~]{0,12}"];
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<i64>().prop_map(Value::from),
+            any::<u64>().prop_map(Value::from),
+            prop::num::f64::NORMAL.prop_map(Value::from),
+            text().prop_map(Value::from),
+        ];
+        let map = text();
+        leaf.prop_recursive(4, 24, 4, move |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+                prop::collection::btree_map(map.clone(), inner, 0..4).prop_map(|map| map.into_iter().collect()),
+            ]
+        })
+    }
+
+    #[test]
+    fn another_reader_of_yaml_reads_the_same() {
+        // YAML 1.1, which takes more for something else than 1.2 does
+        const READER: &str = "import json, sys, yaml\nfor line in sys.stdin:\n    \
+            text, expected = json.loads(line)\n    \
+            found = yaml.safe_load(text)\n    \
+            assert json.dumps(found, sort_keys=True) == json.dumps(json.loads(expected), sort_keys=True), (text, expected, found)\n";
+        let python = |program: &str| {
+            let mut command = Command::new("python3");
+            command.args(["-c", program]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn()
+        };
+        let there =
+            python("import yaml").is_ok_and(|child| child.wait_with_output().is_ok_and(|done| done.status.success()));
+        if !there {
+            eprintln!("skipped: there is no python3 with yaml");
+            return;
+        }
+        let mut child = python(READER).unwrap();
+        let mut input = child.stdin.take().unwrap();
+        let mut runner = TestRunner::deterministic();
+        for _ in 0..2000 {
+            let json = values().new_tree(&mut runner).unwrap().current().to_string();
+            let yaml = of_json(json.as_bytes()).unwrap();
+            // a reader that has failed says why below
+            if std::io::Write::write_all(&mut input, format!("{}\n", serde_json::json!([yaml, json])).as_bytes())
+                .is_err()
+            {
+                break;
+            }
+        }
+        drop(input);
+        let done = child.wait_with_output().unwrap();
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
     }
 }

@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use crate::config::Config;
 
+mod access;
 mod bpf;
 mod cgroups;
 mod clone;
@@ -83,8 +84,15 @@ impl Check {
 
 /// Looks at the host. Blocking: a few hundred milliseconds.
 pub fn run(config: &Config) -> Vec<Check> {
-    let groups: [fn(&Config) -> Vec<Check>; 6] =
-        [process::checks, cgroups::checks, kernel::checks, storage::checks, network::checks, bpf::checks];
+    let groups: [fn(&Config) -> Vec<Check>; 7] = [
+        process::checks,
+        cgroups::checks,
+        kernel::checks,
+        storage::checks,
+        network::checks,
+        bpf::checks,
+        access::checks,
+    ];
     std::thread::scope(|scope| {
         let threads: Vec<_> = groups.iter().map(|group| scope.spawn(move || group(config))).collect();
         threads

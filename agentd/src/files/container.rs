@@ -8,9 +8,10 @@
 //! more: not around file permissions, and not around the disk limit, which the daemon's own rights would pass.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::OnceLock;
 
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, Stat};
-use rustix::process::Gid;
+use rustix::process::{DumpableBehavior, Gid};
 use rustix::thread::{CapabilitySet, CapabilitySets};
 
 use super::error::FilesError;
@@ -19,6 +20,9 @@ use crate::target::Target;
 
 /// Largest file of procfs that is read here.
 const MOST: usize = 64 << 10;
+
+/// Whether the daemon was dumpable at first.
+static DUMPABLE: OnceLock<Option<DumpableBehavior>> = OnceLock::new();
 
 /// The tree of a running container.
 #[derive(Debug)]
@@ -54,6 +58,8 @@ impl ContainerTree {
     pub fn enter(&self) -> Result<(), FilesError> {
         let failed = |what: &str, error: rustix::io::Errno| FilesError::Io(format!("{what}: {error}"));
         let rights = &self.rights;
+        // asked once, before the first thread changes it
+        let before = *DUMPABLE.get_or_init(|| rustix::process::dumpable_behavior().ok());
         let groups: Vec<Gid> = rights.groups.iter().map(|group| Gid::from_raw(*group)).collect();
         rustix::thread::set_thread_groups(&groups).map_err(|error| failed("setgroups", error))?;
         // these two tell nothing; asking again with an id that does not exist gives the present one
@@ -68,7 +74,12 @@ impl ContainerTree {
         }
         let wanted = CapabilitySet::from_bits_retain(rights.capabilities) & FILE_CAPABILITIES;
         let sets = CapabilitySets { effective: wanted, permitted: wanted, inheritable: CapabilitySet::empty() };
-        rustix::thread::set_capabilities(None, sets).map_err(|error| failed("capset", error))
+        rustix::thread::set_capabilities(None, sets).map_err(|error| failed("capset", error))?;
+        // a thread that changes its user takes this from the whole process; the daemon's memory is no more secret than before
+        if let Some(dumpable) = before {
+            rustix::process::set_dumpable_behavior(dumpable).map_err(|error| failed("PR_SET_DUMPABLE", error))?;
+        }
+        Ok(())
     }
 
     /// A descriptor of what lies at an absolute path, nothing of it opened yet. Symbolic links lead where they lead inside

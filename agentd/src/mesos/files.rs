@@ -296,8 +296,8 @@ const PIECE: usize = 1 << 20;
 /// Pieces of a download that may wait for a slow client.
 pub(super) const WAITING: usize = 2;
 
-/// A file that is read from its beginning to its end. Nothing of a sandbox is held open between two pieces: a slow client
-/// must not keep a pod from being removed.
+/// A file that is read from its beginning to its end. Nothing of a sandbox is held open between two pieces: a slow
+/// client must not keep a pod from being removed.
 pub(super) enum Download<P> {
     Sandbox { pods: Arc<P>, instance: String, container: String, below: String, offset: u64 },
     Printed(LogFile),

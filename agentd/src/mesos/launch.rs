@@ -5,8 +5,8 @@ use agentd_api::mesos::window;
 use agentd_api::problem::Violation;
 use agentd_api::session::ExecRequest;
 
-/// What is run. `field` is where the launch lies in the call. What agentd does not do for nested containers is refused by
-/// name, not left out.
+/// What is run. `field` is where the launch lies in the call. What agentd does not do for nested containers is refused
+/// by name, not left out.
 pub(super) fn request(
     field: &str,
     command: &CommandInfo,

@@ -1,11 +1,11 @@
 //! What a container has printed, as if each stream were a file. Blocking.
 //!
-//! The capture keeps both streams in one log, line by line, so that a place in such a file is found by reading the log from
-//! its beginning. Where the log has given up its older half, the file begins later, and is shorter than it was.
+//! The capture keeps both streams in one log, line by line, so that a place in such a file is found by reading the log
+//! from its beginning. Where the log has given up its older half, the file begins later, and is shorter than it was.
 
 use agentd_logging::{Capture, Entries, LogError, ReadOptions, Stream};
 
-/// Most bytes of a record that are looked at for a place; the log's own limit for a line is below that.
+/// One of the two files, read from a place on.
 #[derive(Debug)]
 pub(super) struct LogFile {
     entries: Entries,
@@ -50,7 +50,8 @@ impl LogFile {
         Ok(Self { entries: capture.read(instance, container, &options)?, skip: offset })
     }
 
-    /// What comes next, at least `wanted` bytes where there are so many, and no more than a line beyond. None at the end.
+    /// What comes next, at least `wanted` bytes where there are so many, and no more than a line beyond. None at the
+    /// end.
     pub fn piece(&mut self, wanted: usize) -> Result<Vec<u8>, LogError> {
         let mut bytes = Vec::new();
         while bytes.len() < wanted {

@@ -1,14 +1,14 @@
 //! The Mesos v1 agent API, so that tools written for Mesos agents open shells and read sandboxes here. Its page is
 //! `docs/mesos-agent-api.md`.
 //!
-//! Each pod is shown as tasks of one framework, `local`: an instance is an executor whose container is the instance, and
-//! each of its containers is a task. A nested container is an exec session of the kind `nested`.
+//! Each pod is shown as tasks of one framework, `local`: an instance is an executor whose container is the instance,
+//! and each of its containers is a task. A nested container is an exec session of the kind `nested`.
 //!
-//! - [`handle`] takes a request by its path; `negotiate` says in which format it is read and answered; `fault` is what is
-//!   answered otherwise, one line of plain text, as Mesos does.
+//! - [`handle`] takes a request by its path; `negotiate` says in which format it is read and answered; `fault` is
+//!   what is answered otherwise, one line of plain text, as Mesos does.
 //! - `calls` takes one call of `POST /api/v1`; `place` finds the container that it names.
-//! - `launch`, `output`, `input` and `ends` are the life of a nested container. A stream of output is a task of its own,
-//!   which ends the container when its client goes; input is read within the request.
+//! - `launch`, `output`, `input` and `ends` are the life of a nested container. A stream of output is a task of its
+//!   own, which ends the container when its client goes; input is read within the request.
 //! - `picture` is what the agent tells of itself as messages, `pages` the same as the older JSON pages, `figures` are
 //!   metrics, flags and version.
 //! - `files` and `log_file` are the virtual tree of sandboxes.

@@ -1,4 +1,5 @@
-//! What the agent tells of its pods, as messages: one framework, an executor for each instance, a task for each container.
+//! What the agent tells of its pods, as messages: one framework, an executor for each instance, a task for each
+//! container.
 
 use agentd_api::mesos::ContainerPath;
 use agentd_api::mesos::v1::agent::response::{

@@ -1,9 +1,10 @@
-//! The Mesos agent API over a socket, against a stand-in for the node: what it tells, files, and what it refuses. Nested
-//! containers run in `tests/tests/interop_mesos_agent.rs`, against a daemon.
+//! The Mesos agent API over a socket, against a stand-in for the node: what it tells, files, and what it refuses.
+//! Nested containers run in `tests/tests/interop_mesos_agent.rs`, against a daemon.
 
 use std::io::Write;
 
 use agentd_api::mesos::recordio;
+use agentd_api::mesos::v1::agent::call::Type;
 use agentd_logging::Stream;
 use serde_json::{Value, json};
 
@@ -304,4 +305,21 @@ async fn a_container_of_a_pod_is_followed() {
     assert_eq!((reply.status, reply.header("content-type")), (200, Some("application/recordio")));
     assert_eq!(reply.header("message-content-type"), Some("application/json"));
     assert_eq!(reply.body, b"");
+}
+
+#[test]
+fn every_call_and_every_page_is_in_the_documentation() {
+    let page = include_str!("../../../docs/mesos-agent-api.md");
+    let calls: Vec<&str> = (0..100).filter_map(|n| Type::try_from(n).ok()).map(|kind| kind.as_str_name()).collect();
+    assert!(calls.len() > 30, "{calls:?}");
+    for call in calls {
+        assert!(page.contains(&format!("`{call}`")), "{call}");
+    }
+    let pages = super::PAGES.iter().map(|name| format!("`/{name}`"));
+    let files = super::FILES.iter().map(|name| format!("`/files/{name}?"));
+    for path in pages.chain(files).chain(["`/metrics/snapshot`".into(), "`POST /api/v1`".into()]) {
+        assert!(page.contains(&path), "{path}");
+    }
+    assert!(super::serves(&["state"]) && super::serves(&["files", "read.json"]) && !super::serves(&["v1", "pods"]));
+    assert!(!super::serves(&["files"]) && !super::serves(&["healthz"]) && !super::serves(&[]));
 }

@@ -10,8 +10,8 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use agentd_api::pod::{PodSpec, Volume, VolumeMount};
 use agentd_api::problem::Violation;
@@ -20,7 +20,7 @@ use rustix::fs::{FileType, Mode, OFlags, openat2};
 
 use crate::disk::{Disk, PodDirs};
 use crate::mounter::idmap::IdRange;
-use crate::mounter::{Attributes, BENEATH, MountThread, Mounter, ensure_dir, ensure_path};
+use crate::mounter::{Attributes, BENEATH, MountThread, Mounter, ensure_dir, ensure_path, real_path};
 use crate::rootfs::SANDBOX;
 use crate::{ContainerContext, Isolator, IsolatorError, Launch};
 
@@ -41,6 +41,8 @@ pub struct Volumes {
     disk: Arc<Disk>,
     ids: Option<Arc<IdRange>>,
     paths: HostPaths,
+    /// See [`Volumes::close`].
+    closed: RwLock<Vec<PathBuf>>,
 }
 
 /// What a volume is made of.
@@ -68,7 +70,36 @@ fn kind(volume: &Volume) -> Kind<'_> {
 impl Volumes {
     /// The isolator. `ids` is the node's range for user namespaces.
     pub fn new(mounter: Arc<Mounter>, disk: Arc<Disk>, ids: Option<Arc<IdRange>>, paths: HostPaths) -> Self {
-        Self { mounter, disk, ids, paths }
+        Self { mounter, disk, ids, paths, closed: RwLock::default() }
+    }
+
+    /// Folders out of which no link leads: a volume whose path is written as one in them has to end up in them. They are
+    /// those to which some may not add but through which their pods may write, so that a link that is put there between
+    /// the check of a pod and a start of it, however late, gives no more. Takes effect with the next mount.
+    pub fn close(&self, folders: Vec<PathBuf>) {
+        *self.closed.write().unwrap_or_else(PoisonError::into_inner) = folders;
+    }
+
+    /// Opens a path of the host.
+    fn open_host(&self, path: &str) -> Result<(OwnedFd, TargetKind), String> {
+        let opened = self.paths.open(path)?;
+        let closed = self.closed.read().unwrap_or_else(PoisonError::into_inner);
+        for folder in closed.iter() {
+            // the folder itself may be named by a path with links
+            let real_folder = std::fs::canonicalize(folder).unwrap_or_else(|_| folder.clone());
+            if ![folder, &real_folder].iter().any(|folder| Path::new(path).starts_with(folder)) {
+                continue;
+            }
+            let real = real_path(&opened.0).map_err(|error| format!("cannot open {path}: {error}"))?;
+            if !real.starts_with(&real_folder) {
+                let (real, folder) = (real.display(), folder.display());
+                return Err(format!(
+                    "{path} leads to {real}, out of {folder}, to which the access list limits somebody's pods; name \
+                     {real} itself"
+                ));
+            }
+        }
+        Ok(opened)
     }
 
     /// The mounts that pod-init is to hold for the pod, by name, before its first container starts. `secrets` has the
@@ -180,7 +211,7 @@ impl Volumes {
             }
             Kind::Host(path) => {
                 let (handle, create) =
-                    self.paths.open(path).map_err(|message| refused(&format!("volumes[{index}].host"), message))?;
+                    self.open_host(path).map_err(|message| refused(&format!("volumes[{index}].host"), message))?;
                 if sub_path.is_empty() {
                     (handle, create)
                 } else {
@@ -221,7 +252,7 @@ impl Isolator for Volumes {
     fn check(&self, pod: &PodSpec, violations: &mut Vec<Violation>) {
         for (index, volume) in pod.volumes.iter().enumerate() {
             if let Some(path) = &volume.host
-                && let Err(message) = self.paths.open(path)
+                && let Err(message) = self.open_host(path)
             {
                 violations.push(Violation::new(format!("volumes[{index}].host"), message));
             }

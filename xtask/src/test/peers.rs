@@ -18,6 +18,8 @@ const PACKAGES: &[(&str, &str)] = &[
     ("containernetworking-plugins", "/usr/lib/cni/bridge"),
     ("busybox-static", "busybox"),
     ("curl", "curl"),
+    ("vim", "vim"),
+    ("procps", "top"),
 ];
 
 fn present(mark: &str) -> bool {

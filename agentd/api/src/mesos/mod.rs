@@ -6,9 +6,9 @@
 //! - [`encode`]: an answer in one of the two [`Format`]s.
 //! - [`recordio`]: streams of records; [`output`] and [`heartbeat`] make records of the streams that agentd sends.
 //!
-//! JSON is in the dialect of Mesos: names in `snake_case`, enums by name, bytes as base64, 64-bit numbers as numbers, and
-//! only ASCII on a single line. On input null means absent, and numbers may be text. Nothing here panics on any input;
-//! depth and size are bounded.
+//! JSON is in the dialect of Mesos: names in `snake_case`, enums by name, bytes as base64, 64-bit numbers as numbers,
+//! and only ASCII on a single line. On input null means absent, and numbers may be text. Nothing here panics on any
+//! input; depth and size are bounded.
 
 mod call;
 mod container_path;

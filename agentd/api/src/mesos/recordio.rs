@@ -27,7 +27,7 @@ impl std::fmt::Display for Fault {
         match self {
             Self::Length(byte) => write!(
                 f,
-                "recordio: found the byte {byte:#04x}, expected the length of a record in decimal digits and a line feed"
+                "recordio: found the byte {byte:#04x}, expected a record's length in decimal digits and a line feed"
             ),
             Self::NoLength => write!(f, "recordio: found no length, expected decimal digits before the line feed"),
             Self::TooLarge(length) => {
@@ -68,8 +68,8 @@ impl Default for Decoder {
 }
 
 impl Decoder {
-    /// Reads on in `bytes` until a record is whole or they are used up; what is left of them is for the next call. After
-    /// a fault every further call gives the same.
+    /// Reads on in `bytes` until a record is whole or they are used up; what is left of them is for the next call.
+    /// After a fault every further call gives the same.
     pub fn feed(&mut self, bytes: &mut &[u8]) -> Result<Option<Vec<u8>>, Fault> {
         loop {
             match &mut self.state {

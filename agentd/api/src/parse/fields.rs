@@ -83,8 +83,21 @@ tables! {
 pub(super) static EXEC_REQUEST: Fields = Fields {
     object: "the exec request",
     names: &[
-        "container", "instance", "command", "tty", "rows", "columns", "stdin", "environment", "user", "workdir",
-        "capabilities", "detach", "idleSeconds", "maxSeconds", "image",
+        "container",
+        "instance",
+        "command",
+        "tty",
+        "rows",
+        "columns",
+        "stdin",
+        "environment",
+        "user",
+        "workdir",
+        "capabilities",
+        "detach",
+        "idleSeconds",
+        "maxSeconds",
+        "image",
     ],
 };
 

@@ -55,6 +55,12 @@ pub fn pod_value(value: &Value) -> Result<PodSpec, Vec<Violation>> {
     pod_from(value, Report::default())
 }
 
+/// Reads any JSON. Faults of its syntax and keys that an object has twice are refused, as in a pod.
+pub fn json(json: &[u8]) -> Result<Value, Vec<Violation>> {
+    let report = Report::default();
+    document::read(json, &report).ok_or_else(|| report.into_violations())
+}
+
 /// Reads a request to run a program in a container. On failure the list is never empty and holds every violation, up to
 /// [`MAX_VIOLATIONS`].
 pub fn exec(json: &[u8]) -> Result<ExecRequest, Vec<Violation>> {

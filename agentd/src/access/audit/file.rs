@@ -70,9 +70,9 @@ impl Log {
         options.read(true).write(true).create(true).truncate(false).mode(0o600).custom_flags(libc::O_NOFOLLOW);
         let mut head = options.open(&head_path).map_err(fail)?;
         let mut text = String::new();
-        let noted =
+        let known =
             Read::by_ref(&mut head).take(200).read_to_string(&mut text).ok().and_then(|_| chain::read_head(&text));
-        let noted_seq = noted.as_ref().map_or(0, |(seq, _)| *seq);
+        let noted_seq = known.as_ref().map_or(0, |(seq, _)| *seq);
         let mut seq = 0;
         let mut prev = NO_LINE.to_owned();
         if let Some(line) = last {
@@ -142,10 +142,10 @@ impl Log {
         let mut line = chain::line(&record)?;
         let hash = chain::digest(line.as_bytes());
         line.push('\n');
-        let written = self.file.write_all(line.as_bytes()).and_then(|()| match self.settings.sync {
-            true => self.file.sync_data(),
-            false => Ok(()),
-        });
+        let written = self
+            .file
+            .write_all(line.as_bytes())
+            .and_then(|()| if self.settings.sync { self.file.sync_data() } else { Ok(()) });
         if let Err(error) = written {
             // a part of a line would tie the next one to something that nobody knows
             self.file.set_len(self.size)?;
@@ -316,7 +316,7 @@ mod tests {
         let folder = folder();
         let path = folder.path().join("audit.log");
         let mut log = Log::open(&path, SETTINGS).unwrap();
-        (0..5).for_each(|n| drop(log.append(note(&n.to_string())).unwrap()));
+        (0..5).for_each(|n| assert!(log.append(note(&n.to_string())).is_ok()));
         drop(log);
         let text = std::fs::read_to_string(&path).unwrap();
         let kept: Vec<&str> = text.lines().take(3).collect();

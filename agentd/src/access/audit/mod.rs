@@ -145,7 +145,7 @@ impl Audit {
                 .map(|request| request.capabilities.iter().take(MOST_WORDS).map(|name| short(name)).collect())
                 .unwrap_or_default(),
             image: event.request.and_then(|request| request.image.as_ref()).map(|image| short(&image.id)),
-            exit: status.exit.clone(),
+            exit: status.exit,
             message: status.message.as_deref().map(short),
             bytes: [status.stdin_bytes, status.output_bytes],
         });

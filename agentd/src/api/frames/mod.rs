@@ -92,6 +92,9 @@ pub trait FrameReader: Send + 'static {
     /// Waits for what comes next; none once the client has ended the connection. Not to be called again after that or
     /// after an error.
     fn next(&mut self) -> impl Future<Output = Result<Option<Received>, Broken>> + Send;
+
+    /// Throws away what still comes until the client ends the connection.
+    fn discard(self) -> impl Future<Output = ()> + Send;
 }
 
 /// The half of a connection that frames are written to. A frame is complete only once its future is done: after one that

@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use agentd_api::session::{FrameKind, ServerMessage};
 use hyper::StatusCode;
+use futures_util::future::BoxFuture;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -103,7 +104,17 @@ impl From<Told> for End {
 }
 
 /// Serves a client until it or the session goes. `shutdown` is that of the daemon.
-pub async fn serve(reader: impl FrameReader, writer: impl FrameWriter, client: Client, shutdown: &CancellationToken) {
+pub fn serve<R: FrameReader, W: FrameWriter + 'static>(
+    reader: R,
+    writer: W,
+    client: Client,
+    shutdown: CancellationToken,
+) -> BoxFuture<'static, ()> {
+    // boxed, because the compiler does not see for each transport that this can be sent between threads
+    Box::pin(serve_client(reader, writer, client, shutdown))
+}
+
+async fn serve_client(reader: impl FrameReader, writer: impl FrameWriter, client: Client, shutdown: CancellationToken) {
     let Client { session, attachment, input, watches } = client;
     let id = session.id().to_owned();
     let stdin = input.as_ref().map_or_else(|| session.status().stdin_bytes, Input::written);
@@ -115,14 +126,17 @@ pub async fn serve(reader: impl FrameReader, writer: impl FrameWriter, client: C
     let desk = Desk { session, watches, takes: input.is_some(), messages };
     let mut intake = AbortOnDropHandle::new(tokio::spawn(take_in(reader, input, desk, acks, gone.clone())));
     let mut teller = Teller { writer, attachment, acked, told: stdin, waiting };
-    let mut taken = false;
+    let mut left_behind = None;
     let end = {
         let mut telling = pin!(teller.tell(&hello, &leave));
         tokio::select! {
             told = &mut telling => told.map_or_else(End::Lost, End::from),
             left = &mut intake => {
-                taken = true;
                 leave.cancel();
+                let left = left.map(|(left, reader)| {
+                    left_behind = Some(reader);
+                    left
+                });
                 match left {
                     // before the exit was sent; a task that panicked was logged
                     Err(_) | Ok(Left::Closed | Left::Lost) => End::Gone,
@@ -154,7 +168,7 @@ pub async fn serve(reader: impl FrameReader, writer: impl FrameWriter, client: C
             attachment.not_delivered();
             drop(attachment);
             gone.cancel();
-            if !taken {
+            if left_behind.is_none() {
                 // bounded: what was received is given to the program as long as it takes any
                 let _ = (&mut intake).await;
             }
@@ -170,12 +184,15 @@ pub async fn serve(reader: impl FrameReader, writer: impl FrameWriter, client: C
         writer.close(closing).await
     };
     // a client that does not read, or that is gone, does not get to see how its connection ends
-    let closed = timeout(PATIENCE, finish).await;
-    if closing == Closing::Stopping || taken || closed.is_err() {
-        return attachment.iter().for_each(Attachment::not_delivered);
+    let closed = timeout(PATIENCE, finish).await.is_ok() && closing != Closing::Stopping;
+    let mut arrived = false;
+    match left_behind {
+        Some(reader) if closed => drop(timeout(PATIENCE, reader.discard()).await),
+        None if closed => arrived = matches!(timeout(PATIENCE, &mut intake).await, Ok(Ok((Left::Closed, _)))),
+        _ => {}
     }
-    if !matches!(timeout(PATIENCE, &mut intake).await, Ok(Ok(Left::Closed))) {
-        attachment.iter().for_each(Attachment::not_delivered);
+    if let Some(attachment) = attachment.filter(|_| !arrived) {
+        attachment.not_delivered();
     }
 }
 
@@ -240,14 +257,14 @@ impl<W: FrameWriter> Teller<W> {
     }
 }
 
-/// Takes what the client sends, and gives the program its input.
-async fn take_in(
-    reader: impl FrameReader,
+/// Takes what the client sends, and gives the program its input. Gives back what the client is read from.
+async fn take_in<R: FrameReader>(
+    mut reader: R,
     mut input: Option<Input>,
     desk: Desk,
     acks: watch::Sender<u64>,
     gone: CancellationToken,
-) -> Left {
+) -> (Left, R) {
     let (intake, feeder, given) = stdin::channel(acks);
     let mut feeding = pin!(async {
         match input.as_mut() {
@@ -258,7 +275,7 @@ async fn take_in(
     let mut fed = false;
     let mut late = false;
     let left = {
-        let mut reading = pin!(desk.read(reader, intake));
+        let mut reading = pin!(desk.read(&mut reader, intake));
         loop {
             tokio::select! {
                 left = &mut reading => break left,
@@ -274,7 +291,7 @@ async fn take_in(
             () = standstill(&given) => {}
         }
     }
-    left
+    (left, reader)
 }
 
 /// Waits until the program has taken no input for a while.
@@ -298,7 +315,7 @@ struct Desk {
 
 impl Desk {
     /// Reads frames and obeys them until no more come.
-    async fn read(self, mut reader: impl FrameReader, intake: Intake) -> Left {
+    async fn read(self, reader: &mut impl FrameReader, intake: Intake) -> Left {
         let mut refused = false;
         loop {
             let obeyed = match reader.next().await {

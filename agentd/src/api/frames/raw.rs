@@ -3,7 +3,7 @@
 //! Standard input is passed on as it arrives, so that a frame is never held as a whole; only control messages are, and
 //! they are small. Output is written as it comes from the session, head and payload in one call.
 
-use std::io;
+use std::io::{self, Cursor};
 
 use agentd_api::session::{FrameKind, HEAD, MAX_PAYLOAD, ServerMessage, frame_head, read_head};
 use bytes::{Buf, Bytes, BytesMut};
@@ -136,6 +136,15 @@ impl<R: AsyncRead + Send + Unpin + 'static> FrameReader for RawReader<R> {
             }
         }
     }
+
+    async fn discard(mut self) {
+        loop {
+            self.buffer.clear();
+            if !matches!(self.fill().await, Ok(true)) {
+                return;
+            }
+        }
+    }
 }
 
 /// Writes frames.
@@ -150,9 +159,9 @@ impl<W: AsyncWrite + Send + Unpin> RawWriter<W> {
         Self { stream }
     }
 
-    async fn frame(&mut self, kind: FrameKind, payload: impl Buf) -> io::Result<()> {
-        let head = frame_head(kind, payload.remaining());
-        self.stream.write_all_buf(&mut Buf::chain(head.as_slice(), payload)).await
+    async fn frame(&mut self, kind: FrameKind, payload: Bytes) -> io::Result<()> {
+        let head = Cursor::new(frame_head(kind, payload.len()));
+        self.stream.write_all_buf(&mut Buf::chain(head, payload)).await
     }
 }
 
@@ -166,7 +175,7 @@ impl<W: AsyncWrite + Send + Unpin> FrameWriter for RawWriter<W> {
     }
 
     async fn control(&mut self, message: &ServerMessage) -> io::Result<()> {
-        self.frame(FrameKind::Control, super::json(message)?.as_bytes()).await?;
+        self.frame(FrameKind::Control, super::json(message)?.into()).await?;
         self.stream.flush().await
     }
 

@@ -90,6 +90,11 @@ impl Feeder {
         while let Some(piece) = self.pieces.recv().await {
             let cost = match piece {
                 Piece::Close => {
+                    let written = input.written();
+                    if written != told {
+                        told = written;
+                        self.acks.send_replace(written);
+                    }
                     input.close().await;
                     OVERHEAD
                 }

@@ -2,6 +2,7 @@
 
 use agentd_api::session::{FrameKind, HEAD, MAX_PAYLOAD, ServerMessage, frame_head, read_head};
 use bytes::{Bytes, BytesMut};
+use proptest::prelude::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 
 use super::raw::{RawReader, RawWriter};
@@ -124,4 +125,46 @@ async fn output_is_cut_into_frames_and_comes_whole() {
     assert_eq!(pieces.iter().map(|(_, piece)| piece.len()).collect::<Vec<_>>(), [MAX_PAYLOAD, MAX_PAYLOAD, 5]);
     assert!(pieces.iter().all(|(kind, _)| *kind == FrameKind::Stderr));
     assert!(pieces.iter().flat_map(|(_, piece)| piece.iter()).eq(expected.iter()));
+}
+
+/// Mostly frames, sometimes what is none.
+fn any_piece() -> impl Strategy<Value = Vec<u8>> {
+    let payload = || proptest::collection::vec(any::<u8>(), 0..200);
+    prop_oneof![
+        4 => payload().prop_map(|payload| frame(FrameKind::Stdin, &payload)),
+        2 => payload().prop_map(|payload| frame(FrameKind::Control, &payload)),
+        1 => any::<[u8; HEAD]>().prop_map(|head| head.to_vec()),
+        1 => proptest::collection::vec(any::<u8>(), 0..20),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn any_bytes_mean_the_same_however_they_arrive(
+        pieces in proptest::collection::vec(any_piece(), 0..20),
+        already in 0..100_usize,
+        step in 1..300_usize,
+    ) {
+        let stream = pieces.concat();
+        let already = already.min(stream.len());
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let (whole, cut) = runtime.block_on(async {
+            let whole = read_all(&mut RawReader::new(tokio::io::empty(), &stream)).await;
+            let (mut client, server) = duplex(step);
+            let rest = stream[already..].to_vec();
+            let sent = tokio::spawn(async move {
+                for piece in rest.chunks(step) {
+                    // a reader that has met a violation reads no more
+                    if client.write_all(piece).await.is_err() {
+                        return;
+                    }
+                }
+            });
+            let cut = read_all(&mut RawReader::new(server, &stream[..already])).await;
+            sent.await.unwrap();
+            (whole, cut)
+        });
+        prop_assert_eq!(whole.0, cut.0);
+        prop_assert_eq!(format!("{:?}", whole.1), format!("{:?}", cut.1));
+    }
 }

@@ -12,6 +12,8 @@ use super::eventually;
 use super::exec_client::{Attached, Frame, frame, pattern, refused, request, server, shell};
 use crate::api::Pods;
 
+/// The exit frame of a program that ended by itself, as the last message.
+#[expect(clippy::unnecessary_wraps, reason = "compared with the last message, which may be missing")]
 fn exit(exit: ExitStatus) -> Option<ServerMessage> {
     Some(ServerMessage::Exit { exit: SessionExit { exit, message: None } })
 }
@@ -170,11 +172,12 @@ async fn what_cannot_be_obeyed_is_told_and_changes_nothing() {
     client.control(&json!({"type": "signal", "signal": "term"})).await;
     assert_eq!(client.rest().await.2, exit(ExitStatus::Signal(15)));
     // no input was asked for
-    let mut without = Attached::exec(&server, &shell("sleep 0.2; cat", false)).await;
+    let mut without = Attached::exec(&server, &shell("exec sleep 100", false)).await;
     without.send(FrameKind::Stdin, b"text").await;
     let ServerMessage::Error { problem } = without.message().await else { panic!("no error") };
     assert!(problem.kind == "no-stdin" && problem.detail.contains("\"stdin\": true"), "{problem:?}");
-    assert_eq!(without.rest().await.2, exit(ExitStatus::Code(0)));
+    without.control(&json!({"type": "signal", "signal": "9"})).await;
+    assert_eq!(without.rest().await.2, exit(ExitStatus::Signal(9)));
 }
 
 #[tokio::test]
@@ -283,4 +286,25 @@ async fn a_terminal_is_shown_and_sized() {
     let shown = String::from_utf8(out).unwrap();
     assert!(shown.contains("33 101\r\n") && shown.ends_with("gr\u{fc}n\r\n") && err.is_empty(), "{shown:?}");
     assert_eq!(last, exit(ExitStatus::Code(0)));
+}
+
+#[tokio::test]
+async fn a_session_whose_client_goes_away_while_it_is_begun_is_ended() {
+    let server = server().await;
+    let begin = |body: &serde_json::Value| request("POST", "/v1/pods/app/exec", &body.to_string());
+    let body = shell("# slow\nsleep 100", true);
+    let detached = json!({"command": ["# slow\nsleep 100"], "detach": true});
+    for body in [&body, &detached] {
+        let mut stream = server.connect().await;
+        stream.write_all(begin(body).as_bytes()).await.unwrap();
+        // the server has the whole request before its client goes
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        drop(stream);
+    }
+    eventually("both were begun", || server.fake.sessions().len() == 2).await;
+    let [waited, detached] = server.fake.sessions().try_into().unwrap();
+    eventually("it is ended", || waited.status().exit == Some(ExitStatus::Signal(9))).await;
+    assert!(waited.status().message.is_some_and(|why| why.contains("client had gone")), "{:?}", waited.status());
+    assert_eq!(detached.status().exit, None);
+    detached.kill("enough").await;
 }

@@ -202,7 +202,11 @@ impl Pods for Fake {
         self.get(&begin.pod)?;
         let ExecRequest { command, tty, stdin, detach, .. } = begin.request;
         let setting = Setting { tty, stdin: stdin || tty, detach, ..Setting::default() };
-        let session = crate::session::tests::over(&command.join(" "), setting);
+        let shell = command.join(" ");
+        if shell.starts_with("# slow") {
+            tokio::time::sleep(Duration::from_millis(300)).await;
+        }
+        let session = crate::session::tests::over(&shell, setting);
         self.live.lock().unwrap().push(session.clone());
         Ok(session)
     }

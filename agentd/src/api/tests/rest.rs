@@ -59,7 +59,9 @@ async fn fields_are_chosen_by_their_names_in_the_document() {
     assert_eq!(reply.json(), wanted);
     let one = server.get("/v1/pods/app?fields=id").await;
     assert_eq!((one.json(), one.header("etag").is_some()), (json!({"id": "/app"}), true));
-    for (query, says) in [("id,nope", "id, instances, spec"), ("instances.nope", "phase"), ("id.x", "nothing"), ("", "no value")] {
+    for (query, says) in
+        [("id,nope", "id, instances, spec"), ("instances.nope", "phase"), ("id.x", "nothing"), ("", "no value")]
+    {
         let reply = server.get(&format!("/v1/pods?fields={query}")).await;
         let error = &reply.json()["errors"][0];
         assert_eq!((reply.status, &error["path"]), (400, &"fields".into()), "{query}");
@@ -297,9 +299,8 @@ async fn an_import_with_a_key_is_answered_with_its_last_line() {
     let folder = server.fake.folder.path().join("empty");
     std::fs::create_dir(&folder).unwrap();
     let body = json!({"path": folder}).to_string();
-    let call = || async {
-        server.call("POST", "/v1/images/import", &[JSON, ("idempotency-key", "i")], body.as_bytes()).await
-    };
+    let call =
+        || async { server.call("POST", "/v1/images/import", &[JSON, ("idempotency-key", "i")], body.as_bytes()).await };
     for _ in 0..2 {
         // it fails, so that nothing is kept and it is tried again
         let reply = call().await;

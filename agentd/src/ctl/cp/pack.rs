@@ -109,7 +109,7 @@ impl Packer<'_> {
     fn object(&mut self, path: &Path, metadata: &Metadata, name: Vec<u8>, depth: usize) -> Step {
         let kind = metadata.file_type();
         if kind.is_dir() {
-            return self.folder(path, metadata, name, depth);
+            return self.folder(path, metadata, &name, depth);
         }
         if kind.is_file() {
             return self.file(path, metadata, name, depth);
@@ -180,8 +180,8 @@ impl Packer<'_> {
         Ok(())
     }
 
-    fn folder(&mut self, path: &Path, metadata: &Metadata, name: Vec<u8>, depth: usize) -> Step {
-        let prefix = [name.as_slice(), b"/"].concat();
+    fn folder(&mut self, path: &Path, metadata: &Metadata, name: &[u8], depth: usize) -> Step {
+        let prefix = [name, b"/"].concat();
         if depth == DEEPEST {
             self.leave_out(path, &format!("it lies {DEEPEST} folders deep, the most"));
             return Ok(());

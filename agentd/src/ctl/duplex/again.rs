@@ -27,6 +27,9 @@ const ATTEMPT: Duration = Duration::from_secs(5);
 const FIRST: Duration = Duration::from_millis(100);
 const LONGEST: Duration = Duration::from_secs(1);
 
+/// So long a daemon that was just started may not know the session yet: it takes sessions back one by one.
+const NOT_YET: Duration = Duration::from_secs(5);
+
 /// So many Ctrl-C leave.
 const ENOUGH: usize = 3;
 
@@ -34,6 +37,8 @@ const ENOUGH: usize = 3;
 enum Attempt {
     Done(Upgraded),
     Again(String),
+    /// The daemon does not know the session.
+    Unknown(Failure),
     Never(Failure),
 }
 
@@ -59,6 +64,7 @@ impl Duplex {
         let mut pause = FIRST;
         let mut last = why.to_owned();
         let mut breaks = 0;
+        let mut unknown_since = None;
         loop {
             if Instant::now() >= until {
                 let message = format!(
@@ -75,7 +81,10 @@ impl Duplex {
                     return Ok(());
                 }
                 Attempt::Again(why) => last = why,
-                Attempt::Never(failure) => return Err(End::Failed(ending::with_code(failure, NO_SESSION))),
+                Attempt::Unknown(_) if unknown_since.get_or_insert_with(Instant::now).elapsed() < NOT_YET => {}
+                Attempt::Unknown(failure) | Attempt::Never(failure) => {
+                    return Err(End::Failed(ending::with_code(failure, NO_SESSION)));
+                }
             }
             pause = (pause * 2).min(LONGEST);
         }
@@ -103,7 +112,7 @@ impl Duplex {
                 },
                 read = next(&mut self.input), if self.window.has_room() => {
                     *breaks = count_breaks(&read, *breaks);
-                    self.typed(read)?;
+                    self.typed(read);
                     let left = self.leaving.take().and_then(|(_, end)| end);
                     if let Some(end) = left.or_else(|| (self.raw.is_some() && *breaks >= ENOUGH).then_some(End::Left)) {
                         return Err(end);
@@ -130,6 +139,7 @@ async fn attempt(client: &Client, path: &str, pause: Duration) -> Attempt {
         Ok(Err(CallError::Problem(problem))) if matches!(problem.status, 408 | 429 | 500..=599) => {
             Attempt::Again(problem.detail)
         }
+        Ok(Err(CallError::Problem(problem))) if problem.status == 404 => Attempt::Unknown(Failure::of(&problem)),
         Ok(Err(CallError::Failure(Failure::Told { code: UNREACHABLE, message, .. }))) => Attempt::Again(message),
         Ok(Err(error)) => Attempt::Never(error.into()),
         Err(_) => Attempt::Again("no answer".to_owned()),

@@ -105,8 +105,11 @@ mod tests {
         .concat()
     }
 
+    /// Output, errors and messages.
+    type Came = (Vec<u8>, Vec<u8>, Vec<ServerMessage>);
+
     /// What comes out when the stream comes in pieces of so many bytes.
-    fn read(stream: &[u8], size: usize) -> Result<(Vec<u8>, Vec<u8>, Vec<ServerMessage>), String> {
+    fn read(stream: &[u8], size: usize) -> Result<Came, String> {
         let (mut out, mut err, mut messages) = (Vec::new(), Vec::new(), Vec::new());
         let mut decoder = Decoder::default();
         for piece in stream.chunks(size) {

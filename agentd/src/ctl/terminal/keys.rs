@@ -171,12 +171,11 @@ mod tests {
                 }
             }
             let found = all.windows(sequence.len()).position(|window| window == sequence);
-            match found {
-                Some(at) => prop_assert_eq!((left, went), (true, all[..at].to_vec())),
-                None => {
-                    went.extend(keys.give_up());
-                    prop_assert_eq!((left, went), (false, all));
-                }
+            if let Some(at) = found {
+                prop_assert_eq!((left, went), (true, all[..at].to_vec()));
+            } else {
+                went.extend(keys.give_up());
+                prop_assert_eq!((left, went), (false, all));
             }
         }
     }

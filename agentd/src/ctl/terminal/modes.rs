@@ -170,7 +170,7 @@ fn reading(sequence: &[u8]) -> Reading {
         _ if sequence.len() > LONGEST => Reading::Other,
         None => Reading::More,
         // CSI: numbers and blanks, and one final byte
-        Some(b'[') if sequence.len() == 2 => Reading::More,
+        Some(b'[' | 0x20..=0x2f) if sequence.len() == 2 => Reading::More,
         Some(b'[') => match last {
             0x20..=0x3f => Reading::More,
             0x40..=0x7e => Reading::Whole,
@@ -178,11 +178,9 @@ fn reading(sequence: &[u8]) -> Reading {
         },
         // DCS and OSC: until ST or, for OSC, BEL
         Some(b'P' | b']') => match sequence {
-            [.., 0x1b, b'\\'] => Reading::Whole,
-            [_, b']', .., 0x07] => Reading::Whole,
+            [.., 0x1b, b'\\'] | [_, b']', .., 0x07] => Reading::Whole,
             _ => Reading::More,
         },
-        Some(0x20..=0x2f) if sequence.len() == 2 => Reading::More,
         Some(0x20..=0x2f) => match last {
             0x20..=0x2f => Reading::More,
             0x30..=0x7e => Reading::Whole,
@@ -196,13 +194,15 @@ fn reading(sequence: &[u8]) -> Reading {
 /// Whether a terminal answers the sequence.
 fn is_question(sequence: &[u8]) -> bool {
     match sequence {
-        // device attributes, cursor position and status, version, state of a mode, size of the window
-        [0x1b, b'[', .., b'c' | b'n'] | [0x1b, b'[', b'>', .., b'q'] => true,
-        [0x1b, b'[', .., b'$', b'p'] | [0x1b, b'[', b'?', .., b'u'] => true,
+        // device attributes, cursor position and status, version, state of a mode, keys, settings and capabilities
+        [0x1b, b'[', .., b'c' | b'n']
+        | [0x1b, b'[', b'>', .., b'q']
+        | [0x1b, b'[', .., b'$', b'p']
+        | [0x1b, b'[', b'?', .., b'u' | b'm']
+        | [0x1b, b'Z']
+        | [0x1b, b'P', b'$' | b'+', b'q', ..] => true,
+        // size of the window
         [0x1b, b'[', numbers @ .., b't'] => matches!(numbers, [b'1', b'1' | b'3'..=b'6' | b'8' | b'9', ..] | b"21"),
-        [0x1b, b'Z'] => true,
-        // settings and capabilities
-        [0x1b, b'P', b'$' | b'+', b'q', ..] => true,
         // colours, clipboard
         [0x1b, b']', rest @ ..] => rest.windows(2).any(|pair| pair == b";?"),
         _ => false,

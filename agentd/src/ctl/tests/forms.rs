@@ -51,6 +51,27 @@ async fn every_list_is_told_as_yaml_and_by_name() {
 }
 
 #[tokio::test]
+async fn pods_are_listed_by_id_label_and_phase() {
+    let server = start();
+    server.run("/v1/pods", &pod("/app/web", "running")).await;
+    server.run("/v1/pods", &pod("/job", "finished")).await;
+    let cases: [(&[&str], &str); 7] = [
+        (&[], "/app/web\n/job\n"),
+        (&["app"], "/app/web\n"),
+        (&["*o*"], "/job\n"),
+        (&["--phase", "finished"], "/job\n"),
+        (&["--label", "fake=running"], "/app/web\n"),
+        (&["-l", "fake!=running", "-l", "fake"], "/job\n"),
+        (&["--phase", "backoff"], ""),
+    ];
+    for (words, expected) in cases {
+        let (code, printed, told) = agentctl(&server, &[&["pod", "ls", "-o", "name"], words].concat()).await;
+        assert_eq!((code, printed.as_str()), (0, expected), "{words:?}: {told}");
+    }
+    assert_eq!(agentctl(&server, &["pod", "ls", "--label", "=x"]).await.0, 2);
+}
+
+#[tokio::test]
 async fn yaml_of_a_stream_is_one_document_for_each_line() {
     let image = r#"{"reference":"a:1","digest":"sha256:0","size":1,"layers":1,"createdAt":"x","inUse":false}"#;
     let body = format!("{{\"type\":\"unpacked\",\"digest\":\"sha256:1\"}}\n{{\"type\":\"done\",\"image\":{image}}}\n");

@@ -1,6 +1,7 @@
 //! Contexts over TLS and plain TCP: what reaches the daemon, and what is told where nothing does.
 
 use std::net::Ipv4Addr;
+use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 
 use agentd_api::problem::Problem;
@@ -14,9 +15,13 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::rustls::server::WebPkiClientVerifier;
 use tokio_rustls::rustls::{RootCertStore, ServerConfig};
 
+use super::Memory;
+use crate::ctl::arguments::Form;
 use crate::ctl::client::{CallError, Client, Wanted};
 use crate::ctl::contexts::store::Context;
+use crate::ctl::doctor;
 use crate::ctl::failure::Failure;
+use crate::ctl::output::Output;
 use crate::ctl::transport::Transport;
 
 struct Authority {
@@ -228,6 +233,39 @@ async fn what_bars_the_way_is_told_with_its_cure() {
     let failure = Transport::context("far", &authority.context(closed, "localhost", "old")).unwrap_err();
     let Failure::Told { code, message, .. } = failure else { panic!("it is told") };
     assert!(code == 2 && message.contains("has expired on 2001") && message.contains("old.crt"), "{message}");
+}
+
+#[tokio::test]
+async fn doctor_looks_at_both_certificates_and_the_key() {
+    let authority = Authority::new();
+    authority.issue("server", &["localhost"], NOW);
+    authority.issue("ann", &[], NOW);
+    std::fs::set_permissions(authority.file("ann.key"), std::fs::Permissions::from_mode(0o644)).unwrap();
+    let port = authority.serve("server", &authority).await;
+    let client = client(&authority.context(port, "localhost", "ann"));
+    let memory = Memory::default();
+    let mut output = Output::into(Form::Json, Box::new(memory.clone()));
+    let words = doctor::Arguments { connection: false, config: None, dev: None };
+    // this server answers with no version
+    let failure = doctor::run(&client, &mut output, words).await.unwrap_err();
+    assert_eq!(failure.code(), 1);
+    let report: serde_json::Value = serde_json::from_slice(&memory.0.lock().unwrap()).unwrap();
+    let found: Vec<(&str, &str)> = report["checks"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|check| (check["name"].as_str().unwrap(), check["status"].as_str().unwrap()))
+        .collect();
+    let expected = [
+        ("daemon/endpoint", "ok"),
+        ("daemon/ca", "ok"),
+        ("daemon/client_certificate", "ok"),
+        ("daemon/key", "warn"),
+        ("daemon/certificate", "ok"),
+        ("daemon/connection", "fail"),
+        ("host", "ok"),
+    ];
+    assert_eq!(found, expected, "{report:#}");
 }
 
 #[tokio::test]

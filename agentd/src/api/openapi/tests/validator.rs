@@ -50,7 +50,9 @@ fn check(rules: &'static Value, value: &Value, path: &str, faults: &mut Vec<Stri
             "maxItems" => elements <= count(rule),
             "minProperties" => members >= count(rule),
             "maxProperties" => members <= count(rule),
-            "pattern" => regex::Regex::new(rule.as_str().unwrap()).unwrap().is_match(value.as_str().unwrap_or_default()),
+            "pattern" => {
+                regex::Regex::new(rule.as_str().unwrap()).unwrap().is_match(value.as_str().unwrap_or_default())
+            }
             "format" => {
                 assert_eq!(rule, "date-time");
                 value.as_str().is_some_and(|text| text.parse::<jiff::Timestamp>().is_ok())
@@ -72,8 +74,7 @@ fn check(rules: &'static Value, value: &Value, path: &str, faults: &mut Vec<Stri
     for (name, member) in value.as_object().into_iter().flatten() {
         let path = format!("{path}.{name}");
         match (rules["properties"].get(name), &rules["additionalProperties"]) {
-            (Some(rule), _) => check(rule, member, &path, faults),
-            (None, rule @ Value::Object(_)) => check(rule, member, &path, faults),
+            (Some(rule), _) | (None, rule @ Value::Object(_)) => check(rule, member, &path, faults),
             (None, Value::Bool(false)) => faults.push(format!("{path} is unknown")),
             (None, _) => {}
         }
