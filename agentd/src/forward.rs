@@ -38,10 +38,10 @@ pub struct Forward {
     init: AsyncFd<OwnedFd>,
 }
 
-/// Connects to `port` on 127.0.0.1, or on `::1` if that refuses, in the network of the pod whose init process is
-/// `init_pid`. The error is a line for people.
-pub async fn connect(init_pid: u32, instance: &str, port: u16) -> Result<Forward, String> {
-    let (netns, init) = namespace(init_pid, instance)?;
+/// Connects to `port` on 127.0.0.1, or on `::1` if that refuses, in the network of the instance's process `pid`: its
+/// pod-init, or a container's in the host's network. The error is a line for people.
+pub async fn connect(pid: u32, instance: &str, port: u16) -> Result<Forward, String> {
+    let (netns, init) = namespace(pid, instance)?;
     let attempt = tokio::time::timeout(PATIENCE, connect_in(netns, port)).await;
     let stream = attempt
         .map_err(|_| format!("port {port} of the pod did not answer within {} s", PATIENCE.as_secs()))?
@@ -54,12 +54,12 @@ pub async fn connect(init_pid: u32, instance: &str, port: u16) -> Result<Forward
 }
 
 /// The network namespace of a pod, and what becomes readable when its init process ends.
-fn namespace(init_pid: u32, instance: &str) -> Result<(OwnedFd, AsyncFd<OwnedFd>), String> {
+fn namespace(pid: u32, instance: &str) -> Result<(OwnedFd, AsyncFd<OwnedFd>), String> {
     let ended = || format!("the instance {instance} has ended");
-    let pid = i32::try_from(init_pid).ok().and_then(Pid::from_raw).ok_or_else(ended)?;
-    let init = rustix::process::pidfd_open(pid, PidfdFlags::NONBLOCK).map_err(|_| ended())?;
+    let id = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or_else(ended)?;
+    let init = rustix::process::pidfd_open(id, PidfdFlags::NONBLOCK).map_err(|_| ended())?;
     // seen after the pidfd was opened: while this process is there, its id is not another's
-    let proc = process(init_pid, instance, None).map_err(|error| error.to_string())?;
+    let proc = process(pid, instance, None).map_err(|error| error.to_string())?;
     let netns = rustix::fs::openat(&proc, "ns/net", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
     let netns = netns.map_err(|_| ended())?;
     // SAFETY: the AsyncFd owns this descriptor until it is dropped, and nothing takes it out or puts another in its place.

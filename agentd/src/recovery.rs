@@ -118,6 +118,8 @@ pub async fn run(node: &Arc<Node>) -> Result<Report, String> {
         }
         handles.entry(pod).or_default().push(instance::adopt(host, record, sandbox, grant));
     }
+    // whoever asks for a session finds it from the first answer on
+    futures_util::future::join_all(handles.values().flatten().map(Handle::settled)).await;
     for (pod, wanted) in &wanted {
         node.adopt(wanted, handles.remove(pod).unwrap_or_default());
     }

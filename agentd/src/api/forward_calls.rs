@@ -16,6 +16,7 @@ use super::backend::Pods;
 use super::connection::Permit;
 use super::handle::{Api, Call};
 use crate::forward;
+use crate::instance::uses_host_network;
 use crate::node::NodeError;
 use crate::target;
 
@@ -37,14 +38,17 @@ pub async fn forward<P: Pods>(api: &Arc<Api<P>>, id: &str, call: Call<'_>) -> An
     }
     let status = api.pods.get(id)?;
     let instance = target::one_instance(&status, instance.as_deref())?;
-    let running = instance.containers.iter().any(|container| container.pid.is_some());
-    let Some(init) = instance.init_pid.filter(|_| running) else {
+    let running = instance.containers.iter().find_map(|container| container.pid);
+    // a pod in the host's network has its pod-init elsewhere
+    let holder =
+        if uses_host_network(&status.spec) { running } else { instance.init_pid.filter(|_| running.is_some()) };
+    let Some(holder) = holder else {
         let detail = format!("no container of the instance {} of {id} runs", instance.id);
         return Err(NodeError::Conflict(detail).into());
     };
     // the HTTP server no longer counts this connection
     let place = parts.extensions.get::<Permit>().cloned();
-    let connected = forward::connect(init, &instance.id, port).await;
+    let connected = forward::connect(holder, &instance.id, port).await;
     let connected = connected.map_err(|detail| Refusal::new(StatusCode::BAD_GATEWAY, "no-connection", detail))?;
     let Some(upgrade) = parts.extensions.remove::<OnUpgrade>() else {
         return Err(Refusal::failed("this connection cannot be upgraded"));

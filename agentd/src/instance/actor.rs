@@ -75,6 +75,8 @@ pub(super) struct Actor {
     pub stashed: VecDeque<Notice>,
     pub signals: mpsc::UnboundedSender<Signal>,
     pub status: watch::Sender<InstanceStatus>,
+    /// Whether the sessions of an earlier daemon are known again.
+    pub settled: watch::Sender<bool>,
     pub waiting: Vec<oneshot::Sender<()>>,
     /// Held until the first launches are through.
     pub haste: Option<Haste>,
@@ -93,7 +95,9 @@ pub(super) fn spawn(
     let (signals, signal_receiver) = mpsc::unbounded_channel();
     let init_pid = sandbox.as_ref().map(|s| s.init_pid);
     let (status, watcher) = watch::channel(record.status(host, init_pid));
-    let handle = Handle { id: record.id.clone(), created_ms: record.created_ms, commands, status: watcher };
+    let (settled, settling) = watch::channel(!adopted);
+    let handle =
+        Handle { id: record.id.clone(), created_ms: record.created_ms, commands, status: watcher, settled: settling };
     let actor = Actor {
         host: Arc::clone(host),
         spec: Arc::new(record.spec.clone()),
@@ -108,6 +112,7 @@ pub(super) fn spawn(
         stashed: VecDeque::new(),
         signals,
         status,
+        settled,
         waiting: Vec::new(),
         haste: (!adopted).then(|| host.pool.haste()),
     };
@@ -125,6 +130,7 @@ impl Actor {
     ) {
         if adopted {
             self.take_back(processes).await;
+            self.settled.send_replace(true);
         } else {
             self.set_up().await;
         }

@@ -19,6 +19,11 @@ use crate::lifecycle::{Action, Input};
 
 impl Actor {
     pub(super) async fn take_back(&mut self, processes: Vec<ProcessEntry>) {
+        let started = self.record.machine.containers.iter().any(|c| c.attempt > 0);
+        if self.record.released || self.record.machine.over() || self.sandbox.is_none() || !started {
+            // there are no sessions
+            self.settled.send_replace(true);
+        }
         if self.record.released {
             return;
         }
@@ -70,6 +75,7 @@ impl Actor {
             let (init, exits) = (Arc::clone(&sandbox.init), Arc::clone(&self.exits));
             self.host.sessions.take_back(&self.host, &self.record.id, &init, &exits, &processes).await;
         }
+        self.settled.send_replace(true);
         for entry in processes.iter().filter(|p| p.key >= FIRST_EXEC_KEY) {
             super::command::pass_key(entry.key);
             if !self.host.sessions.owns(&self.record.id, entry.key) {

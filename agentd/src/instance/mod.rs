@@ -30,6 +30,7 @@ use agentd_api::resources::Resources;
 use agentd_api::status::{InstancePhase, InstanceStatus};
 use tokio::sync::{mpsc, oneshot, watch};
 
+pub use setup::uses_host_network;
 pub use state::Record;
 
 use crate::host::Host;
@@ -69,6 +70,7 @@ pub struct Handle {
     pub created_ms: u64,
     commands: mpsc::UnboundedSender<Command>,
     status: watch::Receiver<InstanceStatus>,
+    settled: watch::Receiver<bool>,
 }
 
 impl Handle {
@@ -94,6 +96,12 @@ impl Handle {
             // an error means that the task has ended already
             let _ = waiting.await;
         }
+    }
+
+    /// Waits until the sessions of an instance that was taken back are known again.
+    pub async fn settled(&self) {
+        // an error means that its task has ended, and with it all there was to settle
+        let _ = self.settled.clone().wait_for(|settled| *settled).await;
     }
 
     /// What a session in a running container needs.

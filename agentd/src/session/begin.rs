@@ -19,6 +19,7 @@ use tokio::io::unix::AsyncFd;
 use super::program::Joined;
 use super::record::{Record, cgroup_name, cut};
 use super::ring::{Ring, Stream};
+use super::stage::Way;
 use super::{Begin, debug, registry, task};
 use crate::failpoint;
 use crate::host::Host;
@@ -30,7 +31,7 @@ use crate::node::NodeError;
 use crate::target::Target;
 
 /// Bytes of a pipe: fewer turns for a program that reads or writes much.
-const PIPE: usize = 256 << 10;
+const PIPE: usize = super::client::STAGE;
 
 /// Size of a terminal whose client names none.
 const SIZE: (u16, u16) = (24, 80);
@@ -56,7 +57,7 @@ pub(super) struct Made {
     pub program: Joined,
     pub ring: Ring,
     pub ends: task::Ends,
-    pub input: Option<AsyncFd<OwnedFd>>,
+    pub input: Option<Way>,
     pub terminal: Option<AsyncFd<OwnedFd>>,
     pub pid: u32,
     pub size: Option<(u16, u16)>,
@@ -134,7 +135,7 @@ pub(super) async fn make(
 struct Started {
     pid: u32,
     output: Vec<(Stream, AsyncFd<OwnedFd>)>,
-    input: Option<AsyncFd<OwnedFd>>,
+    input: Option<Way>,
     terminal: Option<AsyncFd<OwnedFd>>,
 }
 
@@ -161,7 +162,8 @@ async fn start(
         let (pid, master) =
             joinable.init.start_terminal(record.key, &plan, size, ring.as_fd(), fds).await.map_err(launcher)?;
         let (input, output, terminal) = terminal_ends(master).map_err(|error| failed(&error))?;
-        return Ok(Started { pid, output: vec![(Stream::Stdout, output)], input: Some(input), terminal: Some(terminal) });
+        let input = Some(Way { to: input, stage: None });
+        return Ok(Started { pid, output: vec![(Stream::Stdout, output)], input, terminal: Some(terminal) });
     }
     let (out, out_write) = output_pipe().map_err(|error| failed(&error))?;
     let (err, err_write) = output_pipe().map_err(|error| failed(&error))?;
@@ -169,18 +171,25 @@ async fn start(
         let (read, write) = pipe_with(PipeFlags::CLOEXEC).map_err(|error| failed(&error))?;
         enlarge(&write);
         rustix::io::ioctl_fionbio(&write, true).map_err(|error| failed(&error))?;
-        (read, Some(write))
+        let stage = output_pipe().map_err(|error| failed(&error))?;
+        rustix::io::ioctl_fionbio(&stage.1, true).map_err(|error| failed(&error))?;
+        (read, Some((write, stage)))
     } else {
         let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty());
         (null.map_err(|error| failed(&error))?, None)
     };
-    let mut kept: Vec<_> = input.iter().map(AsFd::as_fd).collect();
+    let mut kept: Vec<_> = input.iter().map(|(write, _)| write.as_fd()).collect();
     kept.extend([out.as_fd(), err.as_fd(), ring.as_fd()]);
+    kept.extend(input.iter().flat_map(|(_, (read, write))| [read.as_fd(), write.as_fd()]));
     let streams = [stdin.as_fd(), out_write.as_fd(), err_write.as_fd()];
     let pid = joinable.init.start_parked(record.key, &plan, streams, &kept, fds).await.map_err(launcher)?;
     let asynchronous = |fd| asynchronous(fd).map_err(|error| failed(&error));
     let output = vec![(Stream::Stdout, asynchronous(out)?), (Stream::Stderr, asynchronous(err)?)];
-    Ok(Started { pid, output, input: input.map(asynchronous).transpose()?, terminal: None })
+    let input = match input {
+        Some((write, stage)) => Some(Way { to: asynchronous(write)?, stage: Some(stage) }),
+        None => None,
+    };
+    Ok(Started { pid, output, input, terminal: None })
 }
 
 /// A pipe whose read end does not block.

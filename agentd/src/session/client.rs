@@ -7,8 +7,12 @@ use bytes::Bytes;
 use tokio::sync::watch;
 
 use super::ring::{At, Stream};
+use super::stage::Way;
 use super::{From, Output, Phase, Shared};
 use crate::node::NodeError;
+
+/// Most bytes that are staged at once: an empty pipe of that size takes them whole.
+pub(super) const STAGE: usize = 256 << 10;
 
 /// A client that follows the output. Dropping it detaches.
 #[derive(Debug)]
@@ -180,18 +184,25 @@ impl Input {
         state.phase == Phase::Running && state.input.is_some_and(|(id, _)| id == self.id)
     }
 
-    /// Gives bytes; waits until the program's pipe or terminal took some, and says how many. 0 when the program has closed
-    /// its input or ended, when it has none, and when another took the input over.
+    /// Gives bytes; waits until some were taken, and says how many. 0 when the program has closed its input or ended, when it
+    /// has none, and when another took the input over. May be dropped while it waits, without loss.
     pub async fn write(&mut self, bytes: &[u8]) -> usize {
         if bytes.is_empty() {
             return 0;
         }
         loop {
             self.changed.borrow_and_update();
-            let fd = self.shared.input.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
-            let Some(fd) = fd.filter(|_| self.has_it()) else { return 0 };
+            let Some(way) = self.shared.way().filter(|_| self.has_it()) else { return 0 };
+            if way.stage.is_some() {
+                match self.stage(&way, bytes) {
+                    Some(count) => return count,
+                    // the session's task empties the stage and tells
+                    None if self.changed.changed().await.is_err() => return 0,
+                    None => continue,
+                }
+            }
             let mut ready = tokio::select! {
-                ready = fd.writable() => match ready {
+                ready = way.to.writable() => match ready {
                     Ok(ready) => ready,
                     Err(_) => return 0,
                 },
@@ -206,34 +217,73 @@ impl Input {
             if !state.input.is_some_and(|(id, _)| id == self.id) {
                 return 0;
             }
-            match rustix::io::write(fd.get_ref(), bytes) {
+            match rustix::io::write(way.to.get_ref(), bytes) {
                 Ok(count) => {
-                    state.active = tokio::time::Instant::now();
-                    state.stdin += count as u64;
-                    if let Some(ring) = &mut state.ring {
-                        ring.add_stdin(count);
-                    }
+                    state.gave(count);
                     return count;
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => ready.clear_ready(),
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                // a broken pipe or a terminal that hung up
+                // a terminal that hung up
                 Err(_) => return 0,
             }
         }
     }
 
-    /// Closes the input (half-close). With a terminal nothing is closed.
+    /// Puts bytes into the stage if that is empty, and moves on what goes. None when it is not empty.
+    fn stage(&self, way: &Way, bytes: &[u8]) -> Option<usize> {
+        let mut state = self.shared.lock();
+        if !state.input.is_some_and(|(id, _)| id == self.id) {
+            return Some(0);
+        }
+        if way.staged() > 0 {
+            return None;
+        }
+        let (_, write) = way.stage.as_ref()?;
+        let bytes = &bytes[..bytes.len().min(STAGE)];
+        if let Some(ring) = &mut state.ring {
+            ring.intend_stdin(bytes.len());
+        }
+        let Ok(count) = rustix::io::write(write, bytes) else { return Some(0) };
+        if let Some(ring) = &mut state.ring {
+            // a smaller pipe than was asked for takes less
+            ring.intend_stdin(count);
+        }
+        state.gave(count);
+        match way.hand_on() {
+            Ok(0) => {}
+            Ok(_) => self.shared.staged.notify_one(),
+            // the program has closed its input: what was staged for it is of no use
+            Err(_) => {
+                drop(state);
+                self.shared.drop_way();
+                return Some(0);
+            }
+        }
+        Some(count)
+    }
+
+    /// Closes the input (half-close), once the program has been given all of it. With a terminal nothing is closed.
     pub async fn close(&mut self) {
-        if self.shared.terminal.is_some() || !self.has_it() {
+        if self.shared.terminal.is_some() {
             return;
+        }
+        loop {
+            self.changed.borrow_and_update();
+            let Some(way) = self.shared.way().filter(|_| self.has_it()) else { return };
+            if way.staged() == 0 {
+                break;
+            }
+            if self.changed.changed().await.is_err() {
+                return;
+            }
         }
         if let Some(ring) = &mut self.shared.lock().ring {
             ring.close_stdin();
         }
         // pod-init's copy first: the program sees the end once both are closed
         self.shared.program.close_stdin().await;
-        *self.shared.input.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = None;
+        self.shared.drop_way();
     }
 }
 

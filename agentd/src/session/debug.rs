@@ -39,7 +39,9 @@ pub(super) async fn prepare(
     }
     if spec.agentd.user_namespace {
         let cure = "begin a session without an image";
-        return Err(refuse(format!("a pod with a user namespace of its own cannot be joined from another image; {cure}")));
+        return Err(refuse(format!(
+            "a pod with a user namespace of its own cannot be joined from another image; {cure}"
+        )));
     }
     let root = host
         .images
@@ -62,10 +64,7 @@ pub(super) async fn prepare(
     let (shared, slot, place) = (Arc::clone(host), target.slot as u32, host.layout.sandbox(&target.instance));
     let instance = target.instance.clone();
     let built = tokio::task::spawn_blocking(move || {
-        shared
-            .rootfs
-            .build_debug(&pod, slot, &upper(key), (&instance, &place), &root, &mut launch)
-            .map(|()| launch)
+        shared.rootfs.build_debug(&pod, slot, &upper(key), (&instance, &place), &root, &mut launch).map(|()| launch)
     });
     let Launch { plan, fds } = built
         .await

@@ -8,7 +8,7 @@
 //! - [`begin`]: making a session in a container, or from another image beside it ([`debug`]); [`record`]: what is known of it after the daemon's death.
 //! - [`registry`]: all sessions of the host, their limits, taking them back after a restart.
 //! - [`program`]: what a session needs of the program that it runs; a container's, or any child in tests.
-//! - [`recording`]: asciicast files.
+//! - [`stage`]: the way of standard input; [`recording`]: asciicast files.
 //!
 //! What must outlive the daemon is parked in pod-init: the ends of the pipes or the terminal's master, and the ring. A
 //! session whose client is gone waits for it; its program is held back by a full ring, or, with a terminal or where it
@@ -22,6 +22,7 @@ mod record;
 mod recording;
 mod registry;
 mod ring;
+mod stage;
 mod task;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -44,6 +45,7 @@ pub use registry::Registry;
 use crate::node::NodeError;
 use program::Program;
 use ring::Ring;
+use stage::Way;
 
 /// What a session is begun with.
 #[derive(Debug, Clone)]
@@ -141,8 +143,10 @@ struct Shared {
     changed: watch::Sender<u64>,
     /// There is room in the ring again, or a client came or went.
     room: Notify,
-    /// Write end of standard input, or the terminal's master. None without an input and after it was closed.
-    input: Mutex<Option<Arc<AsyncFd<OwnedFd>>>>,
+    /// Something was staged that did not go on at once.
+    staged: Notify,
+    /// Where input goes. None without an input and after it was closed.
+    input: Mutex<Option<Arc<Way>>>,
     /// The terminal's master.
     terminal: Option<Arc<AsyncFd<OwnedFd>>>,
 }
@@ -152,12 +156,32 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Where input goes.
+    fn way(&self) -> Option<Arc<Way>> {
+        self.input.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Closes the daemon's end of standard input.
+    fn drop_way(&self) {
+        *self.input.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self.tell();
+    }
+
     fn tell(&self) {
         self.changed.send_modify(|count| *count += 1);
     }
 }
 
 impl State {
+    /// Counts input that was given.
+    fn gave(&mut self, count: usize) {
+        self.active = tokio::time::Instant::now();
+        self.stdin += count as u64;
+        if let Some(ring) = &mut self.ring {
+            ring.add_stdin(count);
+        }
+    }
+
     fn exit(&self) -> Option<&SessionExit> {
         match &self.phase {
             Phase::Running => None,

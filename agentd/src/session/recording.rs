@@ -45,7 +45,14 @@ impl Recorder {
             file.write_all(format!("{header}\n").as_bytes())?;
         }
         let before = now_ms.saturating_sub(record.started_ms) as f64 / 1000.0;
-        Ok(Self { file, began: Instant::now(), before, carried: Vec::new(), left: most.saturating_sub(length), failed: false })
+        Ok(Self {
+            file,
+            began: Instant::now(),
+            before,
+            carried: Vec::new(),
+            left: most.saturating_sub(length),
+            failed: false,
+        })
     }
 
     /// Adds output.

@@ -19,6 +19,7 @@ use super::begin::{Joinable, Made, asynchronous, make, new_id, terminal_ends};
 use super::program::{Joined, Program};
 use super::recording::Recorder;
 use super::ring::{Ring, Stream};
+use super::stage::Way;
 use super::task::{Ends, Limits};
 use super::{Begin, Phase, Record, Session, Shared, State, task};
 use crate::access::audit::{SessionAction, SessionEvent};
@@ -108,11 +109,8 @@ impl Registry {
         } else {
             None
         };
-        let subject = Subject {
-            pod: Some(&target.pod),
-            instance: Some(&target.instance),
-            container: Some(&target.container),
-        };
+        let subject =
+            Subject { pod: Some(&target.pod), instance: Some(&target.instance), container: Some(&target.container) };
         let message = format!("session {} of {}: {}", made.record.id, made.record.principal, shown(&made.record));
         host.events.publish("session-started", subject, message);
         let session = self.enter(host, made, Phase::Running, recorder);
@@ -215,16 +213,15 @@ impl Registry {
 
     /// Whether a session that is not over for good has this key in an instance.
     pub fn owns(&self, instance: &str, key: u32) -> bool {
-        self.list().iter().any(|s| {
-            s.record().instance == instance && s.record().key == key && s.shared.lock().ring.is_some()
-        })
+        self.list()
+            .iter()
+            .any(|s| s.record().instance == instance && s.record().key == key && s.shared.lock().ring.is_some())
     }
 
     /// Waits until the sessions of an instance have given everything back, within bounds; their output that nobody has
     /// read is let go.
     pub async fn instance_released(&self, instance: &str) {
-        let sessions: Vec<Session> =
-            self.list().into_iter().filter(|s| s.record().instance == instance).collect();
+        let sessions: Vec<Session> = self.list().into_iter().filter(|s| s.record().instance == instance).collect();
         for session in sessions {
             let _ = tokio::time::timeout(Duration::from_secs(2), session.wait()).await;
         }
@@ -241,7 +238,8 @@ impl Registry {
         processes: &[ProcessEntry],
     ) {
         for entry in processes.iter().filter(|entry| entry.key >= FIRST_EXEC_KEY) {
-            let known = self.list().into_iter().find(|s| s.record().instance == instance && s.record().key == entry.key);
+            let known =
+                self.list().into_iter().find(|s| s.record().instance == instance && s.record().key == entry.key);
             if let Some(session) = known {
                 session.shared.program.reconnect(init, exits);
                 if let ProcessState::Exited(ended) = entry.state {
@@ -290,7 +288,9 @@ async fn take_back(
 ) -> Result<Option<Made>, String> {
     // commands of health checks have nothing parked
     let Ok(mut fds) = init.parked(entry.key).await else { return Ok(None) };
+    // ring and terminal; or, with standard input, its write end first (unless it was closed) and the stage last
     let terminal = fds.len() == 2;
+    let stage = (fds.len() >= 5).then(|| fds.split_off(fds.len() - 2));
     let at = if terminal { 0 } else { fds.len() - 1 };
     let mut ring = Ring::open(fds.remove(at))?;
     let record = Record::decode(&ring.record())?;
@@ -301,21 +301,28 @@ async fn take_back(
         Arc::new(host.driver.container(instance, record.slot).map_err(|error| error.to_string())?);
     let ended = exits.wait_for(entry.key);
     let registered = |fd: OwnedFd| asynchronous(fd).map_err(|error| error.to_string());
-    let (output, input, terminal): (Vec<(Stream, AsyncFd<OwnedFd>)>, _, _) = if terminal {
+    let (output, input, terminal): (Vec<(Stream, AsyncFd<OwnedFd>)>, Option<Way>, _) = if terminal {
         let master = fds.pop().ok_or("its terminal is missing")?;
         let (input, output, terminal) = terminal_ends(master).map_err(|error| error.to_string())?;
-        (vec![(Stream::Stdout, output)], Some(input), Some(terminal))
+        (vec![(Stream::Stdout, output)], Some(Way { to: input, stage: None }), Some(terminal))
     } else {
         let err = fds.pop().ok_or("its standard error is missing")?;
         let out = fds.pop().ok_or("its standard output is missing")?;
-        let mut input = fds.pop();
+        let stage = stage.and_then(|ends| <[OwnedFd; 2]>::try_from(ends).ok()).map(|[read, write]| (read, write));
+        let mut input = match (fds.pop(), stage) {
+            (Some(write), Some(stage)) => Some(Way { to: registered(write)?, stage: Some(stage) }),
+            _ => None,
+        };
+        if let Some(way) = &input {
+            ring.settle_stdin(way.staged());
+        }
         if input.is_some() && ring.stdin_closed() {
             // the daemon was killed between the note and the deed
             input = None;
             init.unpark(entry.key).await.map_err(|error| error.to_string())?;
         }
         let output = vec![(Stream::Stdout, registered(out)?), (Stream::Stderr, registered(err)?)];
-        (output, input.map(registered).transpose()?, None)
+        (output, input, None)
     };
     let program = Joined {
         host: Arc::clone(host),
@@ -335,7 +342,7 @@ pub(super) fn assemble(
     record: Record,
     program: Box<dyn Program>,
     mut ring: Ring,
-    input: Option<AsyncFd<OwnedFd>>,
+    input: Option<Way>,
     terminal: Option<AsyncFd<OwnedFd>>,
     pid: Option<u32>,
     phase: Phase,
@@ -367,6 +374,7 @@ pub(super) fn assemble(
         state: Mutex::new(state),
         changed: watch::channel(0).0,
         room: Notify::new(),
+        staged: Notify::new(),
         input: Mutex::new(input.map(Arc::new)),
         terminal: terminal.map(Arc::new),
     };
@@ -395,6 +403,10 @@ fn limits(host: &Host, record: &Record) -> Limits {
 /// Tells of the end of a session.
 fn ended(host: &Host, session: &Session) {
     let record = session.record();
+    // an earlier daemon may have told it
+    if !session.shared.lock().ring.as_mut().is_none_or(super::ring::Ring::tell_end) {
+        return;
+    }
     let exit = session.shared.lock().exit().cloned();
     let exit = exit.unwrap_or(SessionExit { exit: ExitStatus::Unknown, message: None });
     let subject =
@@ -402,7 +414,12 @@ fn ended(host: &Host, session: &Session) {
     let why = exit.message.as_ref().map(|message| format!(": {message}")).unwrap_or_default();
     host.events.publish("session-ended", subject, format!("session {}: {}{why}", record.id, exit.exit));
     let status = session.status();
-    host.audit.session(SessionEvent { action: SessionAction::End, status: &status, by: &record.principal, request: None });
+    host.audit.session(SessionEvent {
+        action: SessionAction::End,
+        status: &status,
+        by: &record.principal,
+        request: None,
+    });
     host.sessions.prune();
 }
 

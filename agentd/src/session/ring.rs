@@ -41,6 +41,9 @@ enum Word {
     Stdin = 6,
     StdinClosed = 7,
     RecordLength = 8,
+    Told = 9,
+    /// Standard input up to here is being staged.
+    Intent = 10,
 }
 
 /// Which stream a record is of.
@@ -155,6 +158,29 @@ impl Ring {
     pub fn add_stdin(&mut self, bytes: usize) {
         let sum = self.stdin() + bytes as u64;
         self.set(Word::Stdin, sum);
+    }
+
+    /// Notes that so many bytes are about to be put into the empty stage of standard input.
+    pub fn intend_stdin(&mut self, bytes: usize) {
+        let sum = self.stdin() + bytes as u64;
+        self.set(Word::Intent, sum);
+    }
+
+    /// After a daemon's death: counts what it had staged and not counted. `staged`: bytes in the stage. The stage is filled
+    /// only when it is empty and emptied only once it is counted, so that this is exact.
+    pub fn settle_stdin(&mut self, staged: usize) {
+        if self.get(Word::Intent) > self.stdin() {
+            self.add_stdin(staged);
+            let counted = self.stdin();
+            self.set(Word::Intent, counted);
+        }
+    }
+
+    /// Notes that the end was told to events and audit log. True the first time.
+    pub fn tell_end(&mut self) -> bool {
+        let first = self.get(Word::Told) == 0;
+        self.set(Word::Told, 1);
+        first
     }
 
     /// Whether standard input was closed.
@@ -383,6 +409,24 @@ mod tests {
         let kept = read(&mut ring, &mut position);
         assert_eq!(kept.len() as u64, held as u64 + 3 - lost);
         assert!(kept.ends_with(b"new"));
+    }
+
+    #[test]
+    fn input_is_counted_once_wherever_a_daemon_died() {
+        let mut ring = Ring::new(128 << 10, b"{}").unwrap();
+        // before the stage was filled
+        ring.intend_stdin(10);
+        ring.settle_stdin(0);
+        assert_eq!(ring.stdin(), 0);
+        // after, and before it was counted
+        ring.intend_stdin(10);
+        ring.settle_stdin(10);
+        assert_eq!(ring.stdin(), 10);
+        // after it was counted, with a part handed on
+        ring.intend_stdin(5);
+        ring.add_stdin(5);
+        ring.settle_stdin(3);
+        assert_eq!(ring.stdin(), 15);
     }
 
     #[test]

@@ -80,6 +80,7 @@ pub(super) async fn run(
                 }
             }
             (at, flow) = next_flow(&shared, &streams, &mut recorder) => streams[at].2 = flow,
+            () = hand_on(&shared), if running => {}
             () = shared.room.notified() => {
                 for (_, _, flow) in streams.iter_mut().filter(|(_, _, flow)| *flow == Flow::Starved) {
                     *flow = Flow::Open;
@@ -115,7 +116,7 @@ pub(super) async fn run(
     shared.tell();
     wait_for_delivery(&shared, limits).await;
     shared.program.release().await;
-    *shared.input.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = None;
+    shared.drop_way();
     {
         let mut state = shared.lock();
         if let Some(mut ring) = state.ring.take() {
@@ -129,6 +130,26 @@ pub(super) async fn run(
         tokio::select! {
             () = tokio::time::sleep_until(forgotten) => {}
             () = shared.room.notified() => {}
+        }
+    }
+}
+
+/// Moves staged input on as the program takes it, and tells when the stage is empty.
+async fn hand_on(shared: &Shared) {
+    loop {
+        let Some(way) = shared.way().filter(|way| way.stage.is_some()) else { return std::future::pending().await };
+        if way.staged() == 0 {
+            // kept, it would hold the input open that is being closed
+            drop(way);
+            shared.staged.notified().await;
+            continue;
+        }
+        let Ok(mut ready) = way.to.writable().await else { return shared.drop_way() };
+        let _state = shared.lock();
+        match way.hand_on() {
+            Ok(0) => return shared.tell(),
+            Ok(_) => ready.clear_ready(),
+            Err(_) => return shared.drop_way(),
         }
     }
 }
@@ -239,13 +260,18 @@ async fn overdue(shared: &Shared, limits: Limits, began: Instant, running: bool)
             let state = shared.lock();
             let mut deadlines = Vec::with_capacity(3);
             if running {
-                deadlines.extend(limits.max.map(|max| (began + max, format!("it ran for {} s, its longest", max.as_secs()))));
-                deadlines.extend(limits.idle.map(|idle| {
-                    (state.active + idle, format!("no input and no output for {} s", idle.as_secs()))
-                }));
+                deadlines.extend(
+                    limits.max.map(|max| (began + max, format!("it ran for {} s, its longest", max.as_secs()))),
+                );
+                deadlines.extend(
+                    limits
+                        .idle
+                        .map(|idle| (state.active + idle, format!("no input and no output for {} s", idle.as_secs()))),
+                );
             }
             if state.positions.is_empty() && (!shared.record.detach || !running) {
-                let (patience, what) = if running { (limits.alone, "no client attached for") } else { (limits.keep, "kept for") };
+                let (patience, what) =
+                    if running { (limits.alone, "no client attached for") } else { (limits.keep, "kept for") };
                 deadlines.push((state.alone_since + patience, format!("{what} {} s", patience.as_secs())));
             }
             match deadlines.into_iter().min_by_key(|(deadline, _)| *deadline) {

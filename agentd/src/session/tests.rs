@@ -14,9 +14,11 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use tokio::sync::mpsc;
 
 use super::begin::{asynchronous, terminal_ends};
+use super::client::STAGE;
 use super::program::Program;
 use super::registry::assemble;
 use super::ring::{Ring, Stream};
+use super::stage::Way;
 use super::task::{self, Ends, Limits};
 use super::{From, Output, Phase, Record, Session};
 
@@ -96,7 +98,7 @@ pub(crate) fn over(shell: &str, setting: Setting) -> Session {
         let slave = || Stdio::from(pty.slave.try_clone().unwrap());
         command.stdin(slave()).stdout(slave()).stderr(slave());
         let (a, b, c) = terminal_ends(pty.master).unwrap();
-        (input, terminal) = (Some(a), Some(c));
+        (input, terminal) = (Some(Way { to: a, stage: None }), Some(c));
         output.push((Stream::Stdout, b));
     } else {
         let pipe = || pipe_with(PipeFlags::CLOEXEC).unwrap();
@@ -110,7 +112,12 @@ pub(crate) fn over(shell: &str, setting: Setting) -> Session {
             rustix::io::ioctl_fionbio(&write, true).unwrap();
             command.stdin(read);
             parked = Some(write.try_clone().unwrap());
-            input = Some(asynchronous(write).unwrap());
+            let stage = pipe();
+            for end in [&stage.0, &stage.1] {
+                rustix::io::ioctl_fionbio(end, true).unwrap();
+                rustix::pipe::fcntl_setpipe_size(end, STAGE).unwrap();
+            }
+            input = Some(Way { to: asynchronous(write).unwrap(), stage: Some(stage) });
         }
         output.push((Stream::Stdout, asynchronous(out).unwrap()));
         output.push((Stream::Stderr, asynchronous(err).unwrap()));
@@ -142,8 +149,7 @@ pub(crate) fn over(shell: &str, setting: Setting) -> Session {
     let ring = Ring::new(128 << 10, &record.encode()).unwrap();
     let program = Box::new(Own { pid: pid as i32, parked: Mutex::new(parked) });
     let session = assemble(record, program, ring, input, terminal, Some(pid), Phase::Running);
-    let limits =
-        Limits { idle: setting.idle, max: setting.max, alone: setting.alone, keep: Duration::from_secs(30) };
+    let limits = Limits { idle: setting.idle, max: setting.max, alone: setting.alone, keep: Duration::from_secs(30) };
     let ends = Ends { output, ended: ended(child) };
     tokio::spawn(task::run(session.clone(), ends, limits, None, |_| ()));
     session

@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::json;
 
@@ -23,24 +23,37 @@ const SETTLE: Duration = Duration::from_secs(1);
 pub fn measure(daemon: &Daemon, windows: usize) -> Result<Measured, String> {
     let resting = Checked::start(daemon, false)?;
     std::thread::sleep(SETTLE);
-    let (idle, _) = resting.window(daemon)?;
+    let idle = resting.window(daemon)?;
     resting.remove(daemon)?;
 
     let checked = Checked::start(daemon, true)?;
     std::thread::sleep(SETTLE);
-    let mut costs = Vec::new();
-    let mut rates = Vec::new();
+    let (mut whole, mut own, mut rates) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..windows {
-        let (used, checks) = checked.window(daemon)?;
-        if checks == 0 {
+        let used = checked.window(daemon)?;
+        if used.checks == 0 {
             return Err("no check was made".to_owned());
         }
-        costs.push((used - idle).max(0.0) / checks as f64);
-        rates.push(checks as f64 / WINDOW.as_secs_f64());
+        let checks = used.checks as f64;
+        let daemon_part = (used.daemon - idle.daemon).max(0.0) / checks;
+        own.push(daemon_part);
+        whole.push(daemon_part + (used.pods - idle.pods).max(0.0) / checks);
+        rates.push(checks / WINDOW.as_secs_f64());
     }
     checked.remove(daemon)?;
-    println!("  {:.0} checks a second; {idle:.1} ms in {} s without", Samples(rates).median(), WINDOW.as_secs());
-    Ok(Measured::from([("CPU of one".to_owned(), Samples(costs))]))
+    println!("  {:.0} checks a second", Samples(rates).median());
+    Ok(Measured::from([
+        ("CPU of one".to_owned(), Samples(whole)),
+        ("CPU of one, the daemon's part".to_owned(), Samples(own)),
+    ]))
+}
+
+/// CPU milliseconds, and the checks that they were used for.
+#[derive(Debug, Clone, Copy)]
+struct Used {
+    daemon: f64,
+    pods: f64,
+    checks: u64,
 }
 
 /// The pods that are checked.
@@ -78,12 +91,16 @@ impl Checked {
         Ok(started)
     }
 
-    /// CPU milliseconds of a window, and the checks that were made in it.
-    fn window(&self, daemon: &Daemon) -> Result<(f64, u64), String> {
-        let before = (self.used(daemon)?, self.checks());
-        let start = Instant::now();
-        std::thread::sleep(WINDOW.saturating_sub(start.elapsed()));
-        Ok((self.used(daemon)? - before.0, self.checks() - before.1))
+    /// What is used in a window, and the checks that are made in it.
+    fn window(&self, daemon: &Daemon) -> Result<Used, String> {
+        let before = self.used(daemon)?;
+        std::thread::sleep(WINDOW);
+        let after = self.used(daemon)?;
+        Ok(Used {
+            daemon: after.daemon - before.daemon,
+            pods: after.pods - before.pods,
+            checks: after.checks - before.checks,
+        })
     }
 
     fn checks(&self) -> u64 {
@@ -91,13 +108,9 @@ impl Checked {
         self.counts.iter().map(|path| fs::metadata(path).map_or(0, |file| file.len() / 2)).sum()
     }
 
-    /// CPU milliseconds so far of the daemon and of the pods.
-    fn used(&self, daemon: &Daemon) -> Result<f64, String> {
-        let mut total = process(daemon.pid())?;
-        for path in &self.cgroups {
-            total += group(path)?;
-        }
-        Ok(total)
+    fn used(&self, daemon: &Daemon) -> Result<Used, String> {
+        let pods = self.cgroups.iter().map(|path| group(path)).sum::<Result<f64, String>>()?;
+        Ok(Used { daemon: process(daemon.pid())?, pods, checks: self.checks() })
     }
 
     fn remove(self, daemon: &Daemon) -> Result<(), String> {

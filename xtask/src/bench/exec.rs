@@ -203,7 +203,7 @@ fn measure(
     println!("2 GiB through a program in a container");
     report.add("pipe", "GB/s", &pipe::measure(daemon, &ours.agentctl, size.pipes)?);
     report.compare("pipe: agentctl exec -i cat", "pipe: five times cat", Bound::AtLeast(0.5));
-    ours::remove(&mut client, POD)
+    ours::remove(&mut daemon.client(), POD)
 }
 
 /// Everyone who can run a program in a running container.

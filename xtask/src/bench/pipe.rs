@@ -44,6 +44,9 @@ pub fn measure(daemon: &Daemon, agentctl: &Path, rounds: usize) -> Result<Measur
     });
     let turns = Turns { warm_up: 1, rounds, ..Turns::default() };
     let measured = take_turns(contestants.into(), &turns, "agentctl");
-    ours::remove(&mut client, POD)?;
-    measured
+    // the daemon has closed a connection on which nothing was asked for so long
+    let removed = ours::remove(&mut daemon.client(), POD);
+    let measured = measured?;
+    removed?;
+    Ok(measured)
 }

@@ -15,8 +15,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use agentd_api::session::{FrameKind, ServerMessage};
-use hyper::StatusCode;
 use futures_util::future::BoxFuture;
+use hyper::StatusCode;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep, timeout};
 use tokio_util::sync::CancellationToken;
