@@ -1,5 +1,8 @@
 //! The daemon's own log: lines or JSON objects on standard error, from where systemd takes them into the journal.
 
+use std::borrow::Cow;
+use std::io::{self, Write};
+
 use tracing_subscriber::filter::EnvFilter;
 
 /// How the daemon logs.
@@ -53,7 +56,7 @@ pub fn init(level: &str, format: Format) -> Result<(), SetupError> {
     let filter = EnvFilter::try_new(format!("{QUIETENED},{level}"))
         .map_err(|error| SetupError::Level { found: level.to_owned(), reason: error.to_string() })?;
     let builder =
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).log_internal_errors(false);
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(|| Line(io::stderr())).log_internal_errors(false);
     let result = match format {
         // The journal stamps lines itself, and colours would be noise in it.
         Format::Text => {
@@ -63,4 +66,52 @@ pub fn init(level: &str, format: Format) -> Result<(), SetupError> {
         Format::Json => builder.json().flatten_event(true).with_current_span(true).with_span_list(false).try_init(),
     };
     result.map_err(|_| SetupError::Twice)
+}
+
+/// Writes each entry, which comes whole, as one line: what clients and containers name must not look like an entry of its own.
+struct Line<W>(W);
+
+impl<W: Write> Write for Line<W> {
+    fn write(&mut self, entry: &[u8]) -> io::Result<usize> {
+        self.0.write_all(&one_line(entry))?;
+        Ok(entry.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
+}
+
+/// An entry without control characters but those at its end, and those of colours: what of an entry is not the
+/// formatter's own has no escape character any more.
+fn one_line(entry: &[u8]) -> Cow<'_, [u8]> {
+    let text = entry.strip_suffix(b"\n").unwrap_or(entry);
+    let kept = |byte: &u8| !byte.is_ascii_control() || matches!(byte, b'\t' | 0x1b);
+    if text.iter().all(kept) {
+        return Cow::Borrowed(entry);
+    }
+    let mut line = Vec::with_capacity(entry.len() + 16);
+    for byte in text {
+        if kept(byte) {
+            line.push(*byte);
+        } else {
+            line.extend(std::ascii::escape_default(*byte));
+        }
+    }
+    line.extend_from_slice(&entry[text.len()..]);
+    Cow::Owned(line)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_entry_is_one_line() {
+        let mut line = Line(Vec::new());
+        line.write_all(b"INFO session: sh -c a\nERROR forged\r\0 \x1b[0m\t\xc3\xa9\n").unwrap();
+        line.write_all(b"INFO next\n").unwrap();
+        let expected = b"INFO session: sh -c a\\nERROR forged\\r\\x00 \x1b[0m\t\xc3\xa9\nINFO next\n";
+        assert_eq!(String::from_utf8_lossy(&line.0), String::from_utf8_lossy(expected));
+    }
 }

@@ -76,9 +76,6 @@ fn output_goes_on_without_loss_or_doubling() {
     }
 }
 
-/// Input that the daemon was killed in the middle of giving may be given again: as much as one piece of it.
-const PIECE: usize = 256 << 10;
-
 #[test]
 fn input_goes_on_where_it_stopped() {
     privileged!();
@@ -112,13 +109,7 @@ fn input_goes_on_where_it_stopped() {
         let ended = session.converse(&data[from..]);
         output.extend(&ended.stdout);
         assert_eq!((ended.code(), ended.gap), (0, 0), "{way:?}");
-        let again = output.len().checked_sub(data.len()).expect("input was lost");
-        let expected = [&data[..from + again], &data[from..]].concat();
-        assert_eq!(digest(&output), digest(&expected), "{way:?}, {again} bytes given again");
-        match way {
-            Way::Sigterm => assert_eq!(again, 0),
-            Way::Sigkill => assert!(again <= PIECE, "{again} bytes given again"),
-        }
+        assert_eq!((output.len(), digest(&output)), (data.len(), digest(&data)), "{way:?}");
     }
 }
 
@@ -148,8 +139,9 @@ fn a_terminal_goes_on() {
         daemon.restart();
         let mut again = Exec::attach(&socket, &session.session, &format!("from={}", session.offset));
         again.write(b"echo still $x; stty size\n");
-        again.read_until("still kept");
-        again.read_until("33 99");
+        // both may come in one piece
+        let seen = again.read_until("33 99");
+        assert!(seen.contains("still kept"), "{way:?}: {seen:?}");
         again.tell(&json!({"type": "resize", "rows": 20, "columns": 60}));
         again.write(b"stty size\n");
         again.read_until("20 60");

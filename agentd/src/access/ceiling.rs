@@ -78,10 +78,18 @@ impl Ceiling {
                 above.push(Violation::new(format!("capabilities[{at}]"), message));
             }
         }
+        if let Some(image) = &request.image
+            && image.kind == ImageKind::Oci
+            && !self.reaches_image(&image.id)
+        {
+            above.push(Violation::new("image.id", format!("found {}, expected {}", image.id, self.folders())));
+        }
         if !self.host_root && !pod.agentd.user_namespace {
             let chosen = |container: &&Container| request.container.as_ref().is_none_or(|name| *name == container.name);
             let mut users: Vec<Option<&str>> = match &request.user {
                 Some(user) => vec![Some(user)],
+                // the user of another image is that image's
+                None if request.image.is_some() => vec![None],
                 None => pod
                     .containers
                     .iter()
@@ -101,6 +109,28 @@ impl Ceiling {
     pub fn check_inside(&self, pod: &PodSpec) -> Vec<Violation> {
         let within = |fault: Violation| Violation::new(format!("pod.{}", fault.path), fault.message);
         self.check_reach(pod).into_iter().map(within).collect()
+    }
+
+    /// What is above the ceiling for whoever copies files out of or into a container: copies are made with the rights of the
+    /// container's user.
+    pub fn check_files(&self, pod: &PodSpec, container: &str) -> Vec<Violation> {
+        let mut above = self.check_inside(pod);
+        if !self.everything && !self.host_root && !pod.agentd.user_namespace {
+            let named = pod.containers.iter().position(|one| one.name == container);
+            let at = named.map(|at| (at, &pod.containers[at]));
+            above.extend(at.and_then(|(at, one)| {
+                let found = root_fault(one.user.as_ref().or(pod.user.as_ref()).map(String::as_str))?;
+                let message = format!("{found}; copies are made with the rights of that user");
+                Some(Violation::new(format!("pod.containers[{at}].user"), message))
+            }));
+        }
+        above
+    }
+
+    /// Whether a path of the host may be read for somebody, as one that a pod names may.
+    pub fn check_path(&self, path: &str) -> Option<Violation> {
+        let fault = || Violation::new("path", format!("found {path}, expected {}", self.folders()));
+        (!self.everything && !self.reaches(Path::new(path))).then(fault)
     }
 
     fn check_reach(&self, pod: &PodSpec) -> Vec<Violation> {
@@ -222,10 +252,11 @@ fn root_fault(user: Option<&str>) -> Option<String> {
         return Some("found no user, which may be root of the host".to_owned());
     };
     let id = user.split(':').next().unwrap_or(user);
-    match id.parse::<u32>() {
-        Ok(0) => Some(format!("found {user}, which is root of the host")),
-        Ok(_) => None,
-        Err(_) => Some(format!("found {user}, a name that an image may give to root of the host")),
+    // read as whoever resolves it does: what is no id there is looked up as a name
+    match agentd_isolators::rootfs::user::number(id) {
+        Some(0) => Some(format!("found {user}, which is root of the host")),
+        Some(_) => None,
+        None => Some(format!("found {user}, a name that an image may give to root of the host")),
     }
 }
 
@@ -376,6 +407,9 @@ mod tests {
         assert!(!ceiling.reaches_file(&format!("//localhost{shown}/a")));
         assert!(!ceiling.reaches_image(&format!("{shown}/out:tag")));
         assert!(ceiling.reaches_image(&format!("{shown}/image:tag")));
+        assert_eq!(ceiling.check_path(&format!("{shown}/image.tar")), None);
+        assert_eq!(ceiling.check_path(&format!("{shown}/out")).unwrap().path, "path");
+        assert!(Ceiling::default().check_path("/srv").is_some() && Ceiling::unlimited().check_path("/srv").is_none());
     }
 
     #[test]
@@ -395,5 +429,23 @@ mod tests {
         assert_eq!(paths(&none.check_exec(&plain, &root)), ["user"]);
         let other = request(serde_json::json!({"command": ["sh"], "user": "1000:1000"}));
         assert_eq!(none.check_exec(&other, &root), []);
+        // files are read and written as the container's user, whom the request does not choose
+        assert_eq!(none.check_files(&pod(|_| {}), "c"), []);
+        assert_eq!(paths(&none.check_files(&root, "c")), ["pod.containers[0].user"]);
+        assert_eq!(paths(&none.check_files(&host, "c")), ["pod.networks"]);
+        assert_eq!(Ceiling { host_root: true, ..Ceiling::default() }.check_files(&root, "c"), []);
+        // a debug container runs as its own image's user, wherever that image is
+        let debug = request(serde_json::json!({"image": {"kind": "DOCKER", "id": "tools"}, "command": ["sh"]}));
+        assert_eq!(paths(&none.check_exec(&debug, &pod(|_| {}))), ["user"]);
+        let image = serde_json::json!({"kind": "OCI", "id": "/srv/images/tools:1"});
+        let debug = request(serde_json::json!({"image": image, "command": ["sh"], "user": "1000"}));
+        assert_eq!(paths(&none.check_exec(&debug, &pod(|_| {}))), ["image.id"]);
+        let raised = Ceiling { host_paths: vec!["/srv/images".into()], ..Ceiling::default() };
+        assert_eq!(raised.check_exec(&debug, &pod(|_| {})), []);
+        // what looks like a number, and is looked up as a name
+        for odd in ["+1000", "4294967295", "00", " 1000", "1000 ", ":1000", "-1", "root", "0:1000"] {
+            let odd = request(serde_json::json!({"command": ["sh"], "user": odd}));
+            assert_eq!(paths(&none.check_exec(&odd, &root)), ["user"], "{:?}", odd.user);
+        }
     }
 }

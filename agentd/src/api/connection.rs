@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -36,7 +36,7 @@ use crate::access::{ANONYMOUS, Caller, Source};
 pub struct Limits {
     /// Connections at a time. One more is told so and closed.
     pub connections: usize,
-    /// TCP connections at a time from one address.
+    /// TCP connections at a time from one address; of IPv6, from one network of 64 bits.
     pub per_peer: usize,
     /// How long a TLS handshake may take.
     pub handshake: Duration,
@@ -202,7 +202,7 @@ impl<P: Pods> Server<P> {
             tokio::select! {
                 () = self.api.shutdown.cancelled() => break,
                 accepted = listener.accept() => match accepted {
-                    Ok((stream, peer)) => match self.place(Some(peer.ip().to_canonical())) {
+                    Ok((stream, peer)) => match self.place(Some(peer.ip())) {
                         Ok(permit) => drop(connections.spawn(Arc::clone(&self).tcp(stream, peer, permit))),
                         // a client of TLS would not understand more than the end
                         Err(_) if self.tls.is_some() => {}
@@ -220,7 +220,7 @@ impl<P: Pods> Server<P> {
     /// A place for a new connection, where there is one left.
     fn place(&self, peer: Option<IpAddr>) -> Result<Permit, Full> {
         let limits = &self.api.limits;
-        let peer = match peer {
+        let peer = match peer.map(network) {
             Some(address) => {
                 let mut peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
                 let count = peers.entry(address).or_default();
@@ -323,6 +323,14 @@ impl<P: Pods> Server<P> {
     }
 }
 
+/// What counts as one address: of IPv6 the network of 64 bits, of which one host may have every address.
+fn network(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
+        four => four,
+    }
+}
+
 /// Counts one connection of a peer less.
 fn release(peer: Option<(IpAddr, Arc<Peers>)>) {
     if let Some((address, peers)) = peer {
@@ -364,5 +372,24 @@ async fn end(mut connections: JoinSet<()>) {
     let ended = async { while connections.join_next().await.is_some() {} };
     if tokio::time::timeout(LAST_ANSWERS, ended).await.is_err() {
         tracing::info!("{} connections of the API were still open", connections.len());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_with_many_addresses_is_one_peer() {
+        for (address, counted) in [
+            ("192.0.2.7", "192.0.2.7"),
+            ("::ffff:192.0.2.7", "192.0.2.7"),
+            ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::"),
+            ("2001:db8:1:2:ffff::1", "2001:db8:1:2::"),
+            ("2001:db8:1:3::1", "2001:db8:1:3::"),
+            ("::1", "::"),
+        ] {
+            assert_eq!(network(address.parse().unwrap()).to_string(), counted);
+        }
     }
 }

@@ -17,6 +17,7 @@ use super::backend::Pods;
 use super::handle::{Api, Call};
 use super::query::Query;
 use super::stream::{self, Pieces};
+use crate::access::Caller;
 use crate::files::FilesError;
 use crate::files::pack::Stopped;
 use crate::files::transfer::{self, Feed, Taker};
@@ -34,7 +35,7 @@ const LONGEST_PATH: usize = 4095;
 /// `GET /v1/pods/{id}/files`
 pub async fn read<P: Pods>(api: &Arc<Api<P>>, id: &str, mut call: Call<'_>) -> Answer {
     let stat_only = call.query.flag("stat").unwrap_or_default();
-    let (target, path) = place(api, id, call.query)?;
+    let (target, path) = place(api, call.caller, id, call.query)?;
     let permit = transfer::permit().ok_or_else(busy)?;
     let failed = |error| told(error, &path);
     if stat_only {
@@ -49,7 +50,7 @@ pub async fn read<P: Pods>(api: &Arc<Api<P>>, id: &str, mut call: Call<'_>) -> A
 
 /// `PUT /v1/pods/{id}/files`
 pub async fn write<P: Pods>(api: &Arc<Api<P>>, id: &str, call: Call<'_>) -> Answer {
-    let (target, path) = place(api, id, call.query)?;
+    let (target, path) = place(api, call.caller, id, call.query)?;
     check_type(&call.parts.headers)?;
     let permit = transfer::permit().ok_or_else(busy)?;
     let (feed, done) = transfer::into(target, path.clone().into_bytes(), permit)?;
@@ -70,7 +71,7 @@ pub async fn write<P: Pods>(api: &Arc<Api<P>>, id: &str, call: Call<'_>) -> Answ
 }
 
 /// The running container that is meant, and the path in it.
-fn place<P: Pods>(api: &Arc<Api<P>>, id: &str, mut query: Query) -> Result<(Target, String), Refusal> {
+fn place<P: Pods>(api: &Arc<Api<P>>, caller: &Caller, id: &str, mut query: Query) -> Result<(Target, String), Refusal> {
     let container = query.text("container");
     let instance = query.text("instance");
     let path = query.text("path");
@@ -85,7 +86,9 @@ fn place<P: Pods>(api: &Arc<Api<P>>, id: &str, mut query: Query) -> Result<(Targ
         Some(_) => {}
     }
     query.finish()?;
-    let target = target::find(&api.pods.get(id)?, instance.as_deref(), container.as_deref())?;
+    let pod = api.pods.get(id)?;
+    let target = target::find(&pod, instance.as_deref(), container.as_deref())?;
+    api.check_files(caller, &pod.spec, &target.container)?;
     // a query without a path did not finish
     Ok((target, path.unwrap_or_default()))
 }

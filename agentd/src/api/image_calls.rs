@@ -91,6 +91,7 @@ pub async fn import<P: Pods>(api: &Arc<Api<P>>, call: Call<'_>) -> Answer {
     if let Some(reference) = &reference {
         agentd_images::normalise(reference)?;
     }
+    api.check_path(call.caller, &path)?;
     if let Err(error) = tokio::fs::metadata(&path).await {
         let cure = "expected an OCI layout folder or an archive that the daemon can read";
         return Err(refuse(format!("{path:?} cannot be looked at: {error}; {cure}")));

@@ -95,10 +95,12 @@ impl<P: Pods> Api<P> {
             Need::Own(id) => match self.on_session(&policy, caller, Verb::Exec, id)? {
                 // the list may have changed since the session was begun
                 Some((owner, pod)) => {
-                    let verb = if owner == caller.principal { Verb::Exec } else { Verb::Admin };
+                    let own = owner == caller.principal;
+                    let verb = if own { Verb::Exec } else { Verb::Admin };
                     match self.on_pod(&policy, caller, verb, &pod)? {
                         Some(spec) => within(&policy, caller, &spec.id, policy.ceiling(caller).check_inside(&spec)),
-                        None => Ok(()),
+                        None if own => Ok(()),
+                        None => granted(&policy, caller, verb, Scope::Host, &format!("the session {id}")),
                     }
                 }
                 // a recording may outlive its session, and nobody knows any more whose it was
@@ -130,7 +132,10 @@ impl<P: Pods> Api<P> {
             return Ok(None);
         };
         let status = session.status();
-        self.on_pod(policy, caller, verb, &status.pod)?;
+        if self.on_pod(policy, caller, verb, &status.pod)?.is_none() && status.principal != caller.principal {
+            // nobody knows the labels of a pod that is gone any more
+            granted(policy, caller, verb, Scope::Host, &format!("the session {}", status.id))?;
+        }
         Ok(Some((status.principal, status.pod)))
     }
 
@@ -162,6 +167,25 @@ impl<P: Pods> Api<P> {
         }
         granted(&policy, caller, Verb::Exec, Scope::Pod(&pod.labels), &format!("the pod {}", pod.id))?;
         within(&policy, caller, &pod.id, policy.ceiling(caller).check_exec(request, pod))
+    }
+
+    /// Refuses files of a container that the caller may not copy out or in.
+    pub fn check_files(&self, caller: &Caller, pod: &PodSpec, container: &str) -> Result<(), Refusal> {
+        let policy = self.access.policy();
+        if policy.unlimited(caller) {
+            return Ok(());
+        }
+        granted(&policy, caller, Verb::Exec, Scope::Pod(&pod.labels), &format!("the pod {}", pod.id))?;
+        within(&policy, caller, &pod.id, policy.ceiling(caller).check_files(pod, container))
+    }
+
+    /// Refuses a path of the host that the caller may not have read.
+    pub fn check_path(&self, caller: &Caller, path: &str) -> Result<(), Refusal> {
+        let policy = self.access.policy();
+        let Some(above) = policy.ceiling(caller).check_path(path) else { return Ok(()) };
+        let (who, file) = (&caller.principal, policy.file().display());
+        let detail = format!("the path is above the ceiling of {who} in {file}: {}", above.message);
+        Err(Refusal::new(StatusCode::FORBIDDEN, "above-ceiling", detail).with(vec![above]))
     }
 
     /// Whether a caller may see a pod, or, without one, what concerns the host. Of a pod that is gone nobody knows the labels.

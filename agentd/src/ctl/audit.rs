@@ -225,7 +225,7 @@ fn row(record: &Record) -> [String; 6] {
         Entry::Session { action, by, session, pod, container, command, exit, bytes, .. } => {
             let detail = match (command.is_empty(), exit) {
                 (false, _) => format!("{container}: {}", command.join(" ")),
-                (true, Some(exit)) => format!("{container}: {exit:?}, {} bytes in, {} out", bytes[0], bytes[1]),
+                (true, Some(exit)) => format!("{container}: {exit}, {} bytes in, {} out", bytes[0], bytes[1]),
                 (true, None) => container.clone(),
             };
             (by.clone(), format!("{action} session {session}"), pod.clone(), detail)

@@ -187,8 +187,7 @@ impl PodInit {
     ) -> Result<u32, LaunchError> {
         let memory = binary::memory_file("plan", plan)?;
         let given = std::iter::once(memory.as_fd()).chain(streams);
-        let all: Vec<BorrowedFd<'_>> =
-            given.chain(kept.iter().copied()).chain(fds.iter().map(AsFd::as_fd)).collect();
+        let all: Vec<BorrowedFd<'_>> = given.chain(kept.iter().copied()).chain(fds.iter().map(AsFd::as_fd)).collect();
         let streams = Streams::Parked { kept: kept.len() as u8 };
         self.process(Request::Start { key, attempt: 1, streams }, &all).await.map(|(pid, _)| pid)
     }
@@ -200,15 +199,15 @@ impl PodInit {
         key: u32,
         plan: &[u8],
         (rows, columns): (u16, u16),
-        kept: BorrowedFd<'_>,
+        kept: &[BorrowedFd<'_>],
         fds: &[OwnedFd],
     ) -> Result<(u32, OwnedFd), LaunchError> {
         let memory = binary::memory_file("plan", plan)?;
-        let streams = Streams::Terminal { kept: 1, rows, columns };
-        let all: Vec<BorrowedFd<'_>> = [memory.as_fd(), kept].into_iter().chain(fds.iter().map(AsFd::as_fd)).collect();
+        let streams = Streams::Terminal { kept: kept.len() as u8, rows, columns };
+        let given = std::iter::once(memory.as_fd()).chain(kept.iter().copied());
+        let all: Vec<BorrowedFd<'_>> = given.chain(fds.iter().map(AsFd::as_fd)).collect();
         let (pid, mut fds) = self.process(Request::Start { key, attempt: 1, streams }, &all).await?;
-        let master =
-            fds.pop().ok_or_else(|| LaunchError::Unexpected("start without a terminal".to_owned()))?;
+        let master = fds.pop().ok_or_else(|| LaunchError::Unexpected("start without a terminal".to_owned()))?;
         Ok((pid, master))
     }
 

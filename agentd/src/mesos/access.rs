@@ -45,6 +45,16 @@ pub(super) fn launch<P: Pods>(
     Ok(api.check_exec(caller, request, &pod.spec)?)
 }
 
+/// Refuses files of a container's sandbox that the caller may not read.
+pub(super) fn files<P: Pods>(
+    api: &Arc<Api<P>>,
+    caller: &Caller,
+    pod: &PodStatus,
+    container: &str,
+) -> Result<(), Fault> {
+    Ok(api.check_files(caller, &pod.spec, container)?)
+}
+
 /// Refuses a caller that may not act in a session: it is another's, and the caller is not set over the pod.
 pub(super) fn own<P: Pods>(
     api: &Arc<Api<P>>,

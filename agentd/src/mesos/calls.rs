@@ -60,6 +60,8 @@ pub(super) async fn answer<P: Pods>(api: &Arc<Api<P>>, call: handle::Call<'_>) -
                     Ok(output::nested(api, session, how, false))
                 }
                 Place::Container { pod, instance, container } => {
+                    // it is what the log has, and so under its right
+                    access::authorize(api, caller, Verb::Logs, Some(&pod))?;
                     output::container(api, &pod.id, &instance, &container, how)
                 }
                 Place::Instance { instance, .. } => Err(Fault::bad(format!(

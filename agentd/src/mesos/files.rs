@@ -274,7 +274,7 @@ pub(super) async fn read<P: Pods>(
             Err(Fault::bad(format!("{path}: it is a directory, expected a file")))
         }
         Place::Sandbox { pod, instance, container, below } => {
-            access::authorize(api, caller, Verb::Exec, Some(&pod))?;
+            access::files(api, caller, &pod, &container)?;
             let pods = Arc::clone(&api.pods);
             apart(move || {
                 let folder = Sandbox::must(pods.as_ref(), &instance, &container)?;
@@ -311,7 +311,7 @@ impl<P: Pods> Download<P> {
                 Err(Fault::bad(format!("{path}: it is a directory, expected a file")))
             }
             Place::Sandbox { pod, instance, container, below } => {
-                access::authorize(api, caller, Verb::Exec, Some(&pod))?;
+                access::files(api, caller, &pod, &container)?;
                 let pods = Arc::clone(&api.pods);
                 apart(move || {
                     let folder = Sandbox::must(pods.as_ref(), &instance, &container)?;

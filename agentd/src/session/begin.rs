@@ -16,10 +16,10 @@ use rustix::fs::{Mode, OFlags};
 use rustix::pipe::{PipeFlags, pipe_with};
 use tokio::io::unix::AsyncFd;
 
-use super::program::Joined;
+use super::program::{Joined, Program as _, is_over};
 use super::record::{Record, cgroup_name, cut};
 use super::ring::{Ring, Stream};
-use super::stage::Way;
+use super::stage::{Stage, Way, enlarge};
 use super::{Begin, debug, registry, task};
 use crate::failpoint;
 use crate::host::Host;
@@ -29,9 +29,6 @@ use crate::launch::LaunchError;
 use crate::launch::pod_init::PodInit;
 use crate::node::NodeError;
 use crate::target::Target;
-
-/// Bytes of a pipe: fewer turns for a program that reads or writes much.
-const PIPE: usize = super::client::STAGE;
 
 /// Size of a terminal whose client names none.
 const SIZE: (u16, u16) = (24, 80);
@@ -114,19 +111,24 @@ pub(super) async fn make(
         key,
         name: name.clone(),
         debug: record.debug,
+        container: target.pid,
     };
     let size = request.tty.then(|| (request.rows.unwrap_or(SIZE.0), request.columns.unwrap_or(SIZE.1)));
     let started = start(host, &joinable, target, &record, (&plan, &fds), &ring, size).await;
     drop(fds);
     match started {
-        Ok(Started { pid, output, input, terminal }) => {
+        Ok(Started { pid, output, stage, input, terminal }) => {
             failpoint::pass("session.started");
-            let ends = task::Ends { output, ended };
+            let ends = task::Ends { output, stage, ended };
             Ok(Made { record, program, ring, ends, input, terminal, pid, size })
         }
         Err(error) => {
             // whatever came of it goes; a spare that failed has ended
-            super::program::Program::release(&program).await;
+            program.clear().await;
+            program.forget().await;
+            if matches!(error, NodeError::Failed(_)) && is_over(target.pid) {
+                return Err(NodeError::Conflict(format!("the container {} has just ended", target.container)));
+            }
             Err(error)
         }
     }
@@ -135,6 +137,7 @@ pub(super) async fn make(
 struct Started {
     pid: u32,
     output: Vec<(Stream, AsyncFd<OwnedFd>)>,
+    stage: Stage,
     input: Option<Way>,
     terminal: Option<AsyncFd<OwnedFd>>,
 }
@@ -158,12 +161,14 @@ async fn start(
     joinable.init.spare(record.key, kind, directory.as_fd(), &tasks).await.map_err(launcher)?;
     failpoint::pass("session.spare-forked");
     let plan = plan.encode();
+    let stage = Stage::new().map_err(|error| failed(&error))?;
     if let Some(size) = size {
+        let kept = [ring.as_fd(), stage.read.as_fd(), stage.write.as_fd()];
         let (pid, master) =
-            joinable.init.start_terminal(record.key, &plan, size, ring.as_fd(), fds).await.map_err(launcher)?;
+            joinable.init.start_terminal(record.key, &plan, size, &kept, fds).await.map_err(launcher)?;
         let (input, output, terminal) = terminal_ends(master).map_err(|error| failed(&error))?;
         let input = Some(Way { to: input, stage: None });
-        return Ok(Started { pid, output: vec![(Stream::Stdout, output)], input, terminal: Some(terminal) });
+        return Ok(Started { pid, output: vec![(Stream::Stdout, output)], stage, input, terminal: Some(terminal) });
     }
     let (out, out_write) = output_pipe().map_err(|error| failed(&error))?;
     let (err, err_write) = output_pipe().map_err(|error| failed(&error))?;
@@ -171,16 +176,14 @@ async fn start(
         let (read, write) = pipe_with(PipeFlags::CLOEXEC).map_err(|error| failed(&error))?;
         enlarge(&write);
         rustix::io::ioctl_fionbio(&write, true).map_err(|error| failed(&error))?;
-        let stage = output_pipe().map_err(|error| failed(&error))?;
-        rustix::io::ioctl_fionbio(&stage.1, true).map_err(|error| failed(&error))?;
-        (read, Some((write, stage)))
+        (read, Some((write, Stage::new().map_err(|error| failed(&error))?)))
     } else {
         let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty());
         (null.map_err(|error| failed(&error))?, None)
     };
     let mut kept: Vec<_> = input.iter().map(|(write, _)| write.as_fd()).collect();
-    kept.extend([out.as_fd(), err.as_fd(), ring.as_fd()]);
-    kept.extend(input.iter().flat_map(|(_, (read, write))| [read.as_fd(), write.as_fd()]));
+    kept.extend([out.as_fd(), err.as_fd(), ring.as_fd(), stage.read.as_fd(), stage.write.as_fd()]);
+    kept.extend(input.iter().flat_map(|(_, stage)| [stage.read.as_fd(), stage.write.as_fd()]));
     let streams = [stdin.as_fd(), out_write.as_fd(), err_write.as_fd()];
     let pid = joinable.init.start_parked(record.key, &plan, streams, &kept, fds).await.map_err(launcher)?;
     let asynchronous = |fd| asynchronous(fd).map_err(|error| failed(&error));
@@ -189,7 +192,7 @@ async fn start(
         Some((write, stage)) => Some(Way { to: asynchronous(write)?, stage: Some(stage) }),
         None => None,
     };
-    Ok(Started { pid, output, input, terminal: None })
+    Ok(Started { pid, output, stage, input, terminal: None })
 }
 
 /// A pipe whose read end does not block.
@@ -198,11 +201,6 @@ fn output_pipe() -> std::io::Result<(OwnedFd, OwnedFd)> {
     enlarge(&read);
     rustix::io::ioctl_fionbio(&read, true)?;
     Ok((read, write))
-}
-
-fn enlarge(pipe: &OwnedFd) {
-    // a smaller pipe is slower, and no more than that
-    let _ = rustix::pipe::fcntl_setpipe_size(pipe, PIPE);
 }
 
 pub(super) fn asynchronous(fd: OwnedFd) -> std::io::Result<AsyncFd<OwnedFd>> {

@@ -7,12 +7,9 @@ use bytes::Bytes;
 use tokio::sync::watch;
 
 use super::ring::{At, Stream};
-use super::stage::Way;
+use super::stage::{PIPE, Way};
 use super::{From, Output, Phase, Shared};
 use crate::node::NodeError;
-
-/// Most bytes that are staged at once: an empty pipe of that size takes them whole.
-pub(super) const STAGE: usize = 256 << 10;
 
 /// A client that follows the output. Dropping it detaches.
 #[derive(Debug)]
@@ -239,12 +236,12 @@ impl Input {
         if way.staged() > 0 {
             return None;
         }
-        let (_, write) = way.stage.as_ref()?;
-        let bytes = &bytes[..bytes.len().min(STAGE)];
+        let stage = way.stage.as_ref()?;
+        let bytes = &bytes[..bytes.len().min(PIPE)];
         if let Some(ring) = &mut state.ring {
             ring.intend_stdin(bytes.len());
         }
-        let Ok(count) = rustix::io::write(write, bytes) else { return Some(0) };
+        let Ok(count) = rustix::io::write(&stage.write, bytes) else { return Some(0) };
         if let Some(ring) = &mut state.ring {
             // a smaller pipe than was asked for takes less
             ring.intend_stdin(count);

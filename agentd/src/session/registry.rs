@@ -19,7 +19,7 @@ use super::begin::{Joinable, Made, asynchronous, make, new_id, terminal_ends};
 use super::program::{Joined, Program};
 use super::recording::Recorder;
 use super::ring::{Ring, Stream};
-use super::stage::Way;
+use super::stage::{Stage, Way};
 use super::task::{Ends, Limits};
 use super::{Begin, Phase, Record, Session, Shared, State, task};
 use crate::access::audit::{SessionAction, SessionEvent};
@@ -102,7 +102,8 @@ impl Registry {
                 Err(error) => {
                     // what policy wants recorded does not run unrecorded
                     made.program.kill().await;
-                    made.program.release().await;
+                    made.program.clear().await;
+                    made.program.forget().await;
                     return Err(NodeError::Failed(format!("the session cannot be recorded, as policy wants: {error}")));
                 }
             }
@@ -250,7 +251,7 @@ impl Registry {
             if !matches!(entry.state, ProcessState::Running | ProcessState::Exited(_)) {
                 continue;
             }
-            match take_back(host, instance, init, exits, entry).await {
+            match take_back(host, instance, (init, exits), entry, processes).await {
                 Ok(Some(made)) => {
                     command::pass_key(entry.key);
                     let recorder = made.record.recorded.then(|| {
@@ -282,17 +283,23 @@ impl Registry {
 async fn take_back(
     host: &Arc<Host>,
     instance: &str,
-    init: &Arc<PodInit>,
-    exits: &Arc<Exits>,
+    (init, exits): (&Arc<PodInit>, &Arc<Exits>),
     entry: &ProcessEntry,
+    processes: &[ProcessEntry],
 ) -> Result<Option<Made>, String> {
     // commands of health checks have nothing parked
     let Ok(mut fds) = init.parked(entry.key).await else { return Ok(None) };
-    // ring and terminal; or, with standard input, its write end first (unless it was closed) and the stage last
-    let terminal = fds.len() == 2;
-    let stage = (fds.len() >= 5).then(|| fds.split_off(fds.len() - 2));
-    let at = if terminal { 0 } else { fds.len() - 1 };
-    let mut ring = Ring::open(fds.remove(at))?;
+    // standard input's write end unless it was closed, output, error, ring, stage of output, stage of input; with a terminal
+    // ring, stage of output, the terminal's master
+    let terminal = fds.len() == 4;
+    let input_stage = if fds.len() >= 7 { Some(stage_of(fds.split_off(fds.len() - 2))?) } else { None };
+    let master = if terminal { fds.pop() } else { None };
+    if fds.len() < 3 {
+        return Err(format!("{} descriptors are parked for it", fds.len()));
+    }
+    let stage = stage_of(fds.split_off(fds.len() - 2))?;
+    let mut ring = Ring::open(fds.pop().ok_or("its memory is missing")?)?;
+    ring.settle_output(stage.left());
     let record = Record::decode(&ring.record())?;
     if record.instance != instance || record.key != entry.key {
         return Err(format!("its record is that of session {} in {}", record.id, record.instance));
@@ -302,14 +309,13 @@ async fn take_back(
     let ended = exits.wait_for(entry.key);
     let registered = |fd: OwnedFd| asynchronous(fd).map_err(|error| error.to_string());
     let (output, input, terminal): (Vec<(Stream, AsyncFd<OwnedFd>)>, Option<Way>, _) = if terminal {
-        let master = fds.pop().ok_or("its terminal is missing")?;
+        let master = master.ok_or("its terminal is missing")?;
         let (input, output, terminal) = terminal_ends(master).map_err(|error| error.to_string())?;
         (vec![(Stream::Stdout, output)], Some(Way { to: input, stage: None }), Some(terminal))
     } else {
         let err = fds.pop().ok_or("its standard error is missing")?;
         let out = fds.pop().ok_or("its standard output is missing")?;
-        let stage = stage.and_then(|ends| <[OwnedFd; 2]>::try_from(ends).ok()).map(|[read, write]| (read, write));
-        let mut input = match (fds.pop(), stage) {
+        let mut input = match (fds.pop(), input_stage) {
             (Some(write), Some(stage)) => Some(Way { to: registered(write)?, stage: Some(stage) }),
             _ => None,
         };
@@ -324,6 +330,7 @@ async fn take_back(
         let output = vec![(Stream::Stdout, registered(out)?), (Stream::Stderr, registered(err)?)];
         (output, input, None)
     };
+    let container = processes.iter().find(|process| process.key == record.slot).map_or(0, |process| process.pid);
     let program = Joined {
         host: Arc::clone(host),
         init: Mutex::new((Arc::clone(init), Arc::clone(exits))),
@@ -332,9 +339,16 @@ async fn take_back(
         key: entry.key,
         name: record.cgroup(),
         debug: record.debug,
+        container,
     };
-    let ends = Ends { output, ended };
+    let ends = Ends { output, stage, ended };
     Ok(Some(Made { record, program, ring, ends, input, terminal, pid: entry.pid, size: None }))
+}
+
+/// A stage from its parked ends.
+fn stage_of(ends: Vec<OwnedFd>) -> Result<Stage, String> {
+    let [read, write] = <[OwnedFd; 2]>::try_from(ends).map_err(|_| "an end of its stage is missing")?;
+    Ok(Stage { read, write })
 }
 
 /// Puts a session together.

@@ -2,9 +2,13 @@
 //!
 //! The file is a memfd that pod-init keeps for a daemon that comes back: the first page holds counters, the next pages the
 //! session's record as JSON, and the rest is a ring of records. The program's output is read(2) straight into the ring,
-//! and clients are given copies from there. A record is 8 bytes of head (stream, length), the bytes, and padding to 8; it
-//! never straddles the end of the ring. A record counts once the head position is stored behind it, so that a daemon that
-//! is killed between two instructions leaves a ring that is whole.
+//! and clients are given copies from there. A record is a head (stream, length, offset of its first byte), the bytes, and
+//! padding to 8; it never straddles the end of the ring.
+//!
+//! A daemon may be killed between any two instructions. So output goes through a *stage*, a pipe that is parked like the
+//! ring: it is moved into the empty stage by splice(2), the ring notes how much is about to be read from there and where
+//! to, then it is read, and then the record counts. A daemon that finds such a note asks the stage how much is left in it,
+//! and knows how much was read ([`Ring::settle_output`]). Nothing is lost and nothing is doubled.
 //!
 //! Positions count bytes of the ring and offsets bytes of output, both from the session's start and never reset.
 
@@ -20,10 +24,10 @@ const COUNTERS: usize = 4096;
 /// Room for the record.
 const RECORD: usize = 60 << 10;
 const DATA: usize = COUNTERS + RECORD;
-const MAGIC: u64 = 0x6167_656e_7464_0001;
+const MAGIC: u64 = 0x6167_656e_7464_0002;
 
 /// Head of a record.
-const HEAD: usize = 8;
+const HEAD: usize = 16;
 /// Least room that is worth a read(2).
 const LEAST: usize = 1024;
 /// Most bytes of one record.
@@ -37,13 +41,22 @@ enum Word {
     Head = 2,
     Tail = 3,
     OutputHead = 4,
-    OutputTail = 5,
+    /// Stream of what is in the stage.
+    Staged = 5,
     Stdin = 6,
     StdinClosed = 7,
     RecordLength = 8,
     Told = 9,
     /// Standard input up to here is being staged.
     Intent = 10,
+    /// Bytes that are about to be read from the stage, where the next three hold; 0 where nothing is.
+    Pending = 11,
+    /// Bytes in the stage before.
+    PendingStaged = 12,
+    /// Head position before.
+    PendingHead = 13,
+    /// Offset of output before.
+    PendingOutput = 14,
 }
 
 /// Which stream a record is of.
@@ -57,12 +70,31 @@ pub enum Stream {
 
 const PADDING: u32 = 3;
 
+/// Where output comes from: a program's pipe or terminal, and the stage behind it.
+pub trait Source {
+    /// Bytes in the stage.
+    fn staged(&self) -> usize;
+    /// Moves at most so many bytes into the empty stage; 0 at the end.
+    fn load(&self, most: usize) -> io::Result<usize>;
+    /// Reads from the stage.
+    fn take(&self, room: &mut [u8]) -> io::Result<usize>;
+}
+
 /// The ring. One writer; readers keep their own positions.
 #[derive(Debug)]
 pub struct Ring {
     map: MmapRaw,
     file: OwnedFd,
     capacity: usize,
+}
+
+/// What stands before a record.
+#[derive(Debug, Clone, Copy)]
+struct RecordHead {
+    kind: u32,
+    length: usize,
+    /// Offset of its first byte of output.
+    offset: u64,
 }
 
 /// What is at a position.
@@ -104,7 +136,12 @@ impl Ring {
             return Err("a session's memory has another layout, expected the one of this version of agentd".to_owned());
         }
         let (head, tail) = (ring.head(), ring.tail());
-        if tail > head || head - tail > ring.capacity as u64 || ring.get(Word::RecordLength) as usize > RECORD {
+        let aligned = head % HEAD as u64 == 0 && tail % HEAD as u64 == 0;
+        if tail > head
+            || !aligned
+            || head - tail > ring.capacity as u64
+            || ring.get(Word::RecordLength) as usize > RECORD
+        {
             return Err(format!("a session's memory is damaged: it runs from {tail} to {head}"));
         }
         Ok(ring)
@@ -146,7 +183,15 @@ impl Ring {
 
     /// Offset of the oldest byte of output that is kept.
     pub fn kept_from(&mut self) -> u64 {
-        self.get(Word::OutputTail)
+        let mut position = self.tail();
+        while position < self.head() {
+            let record = self.head_at(position);
+            if record.kind != PADDING {
+                return record.offset;
+            }
+            position += record_size(record.length) as u64;
+        }
+        self.output()
     }
 
     /// Bytes of standard input that the program was given.
@@ -193,14 +238,64 @@ impl Ring {
         self.set(Word::StdinClosed, 1);
     }
 
-    /// Reads from a descriptor into the ring: `read` gets the room and says how much it filled. Records before `floor` give
-    /// way; none (and `read` is not called) when there is not enough room.
-    pub fn fill(
-        &mut self,
-        stream: Stream,
-        floor: u64,
-        read: impl FnOnce(&mut [u8]) -> io::Result<usize>,
-    ) -> Option<io::Result<usize>> {
+    /// Reads output into the ring. Records before `floor` give way; none (and nothing is moved) when there is not enough
+    /// room. What is in the stage already comes first, whichever stream it is of.
+    pub fn fill(&mut self, stream: Stream, floor: u64, source: &impl Source) -> Option<io::Result<usize>> {
+        let (at, most) = self.room(floor)?;
+        let mut staged = source.staged();
+        if staged == 0 {
+            self.set(Word::Staged, stream as u64);
+            staged = match source.load(most) {
+                Ok(0) => return Some(Ok(0)),
+                Ok(count) => count,
+                Err(error) => return Some(Err(error)),
+            };
+        }
+        let length = staged.min(most);
+        let (head, output) = (self.head(), self.output());
+        self.set(Word::PendingOutput, output);
+        self.set(Word::PendingHead, head);
+        self.set(Word::PendingStaged, staged as u64);
+        self.set(Word::Pending, length as u64);
+        let data = DATA + at + HEAD;
+        let taken = source.take(&mut self.bytes()[data..data + length]);
+        if let Ok(count) = taken {
+            self.append(count.min(length));
+        }
+        self.set(Word::Pending, 0);
+        Some(taken)
+    }
+
+    /// After a daemon's death: counts what it had read from the stage and not counted. `staged`: bytes in the stage.
+    pub fn settle_output(&mut self, staged: usize) {
+        let pending = self.get(Word::Pending) as usize;
+        if pending > 0 && self.head() == self.get(Word::PendingHead) {
+            let before = self.get(Word::PendingOutput);
+            self.set(Word::OutputHead, before);
+            let taken = (self.get(Word::PendingStaged) as usize).saturating_sub(staged).min(pending);
+            // the room that was found for it is there still
+            let to_end = self.capacity - (self.head() % self.capacity as u64) as usize;
+            if taken > 0 && HEAD + taken <= to_end {
+                self.append(taken);
+            }
+        }
+        self.set(Word::Pending, 0);
+    }
+
+    /// Makes a record of the bytes that lie behind the head.
+    fn append(&mut self, count: usize) {
+        if count == 0 {
+            return;
+        }
+        let (head, output) = (self.head(), self.output());
+        let kind = self.get(Word::Staged) as u32;
+        self.put_head((head % self.capacity as u64) as usize, RecordHead { kind, length: count, offset: output });
+        self.set(Word::OutputHead, output + count as u64);
+        self.set(Word::Head, head + record_size(count) as u64);
+    }
+
+    /// Finds room for a record: its place, and how many bytes it may have.
+    fn room(&mut self, floor: u64) -> Option<(usize, usize)> {
         let mut at = (self.head() % self.capacity as u64) as usize;
         let to_end = self.capacity - at;
         if to_end < HEAD + LEAST {
@@ -218,22 +313,7 @@ impl Ring {
             self.make_room(wanted, floor);
             free = self.free().min(to_end);
         }
-        if free < HEAD + LEAST {
-            return None;
-        }
-        let most = (free - HEAD).min(MOST) / 8 * 8;
-        let data = DATA + at;
-        let count = match read(&mut self.bytes()[data + HEAD..data + HEAD + most]) {
-            Ok(count) => count.min(most),
-            Err(error) => return Some(Err(error)),
-        };
-        if count > 0 {
-            self.put_head(at, stream as u32, count);
-            let (head, output) = (self.head(), self.output());
-            self.set(Word::OutputHead, output + count as u64);
-            self.set(Word::Head, head + record_size(count) as u64);
-        }
-        Some(Ok(count))
+        (free >= HEAD + LEAST).then(|| (at, (free - HEAD).min(MOST) / HEAD * HEAD))
     }
 
     /// What is at a position, which is that of a record.
@@ -243,7 +323,7 @@ impl Ring {
             if position >= self.head() {
                 return At::End;
             }
-            let (kind, length) = self.head_at(position);
+            let RecordHead { kind, length, .. } = self.head_at(position);
             let next = position + record_size(length) as u64;
             let at = DATA + (position % self.capacity as u64) as usize + HEAD;
             let stream = match kind {
@@ -262,16 +342,13 @@ impl Ring {
     /// Position of the record that holds an offset of output, and how far into it that is. An offset that is not kept any
     /// more is taken to the oldest that is.
     pub fn find(&mut self, offset: u64) -> (u64, u64) {
-        let mut at = self.kept_from();
         let mut position = self.tail();
         while position < self.head() {
-            let (kind, length) = self.head_at(position);
-            let count = if kind == PADDING { 0 } else { length as u64 };
-            if at + count > offset {
-                return (position, offset.saturating_sub(at));
+            let record = self.head_at(position);
+            if record.kind != PADDING && record.offset + record.length as u64 > offset {
+                return (position, offset.saturating_sub(record.offset));
             }
-            at += count;
-            position += record_size(length) as u64;
+            position += record_size(record.length) as u64;
         }
         (position, 0)
     }
@@ -287,35 +364,35 @@ impl Ring {
             if tail >= floor.min(self.head()) {
                 return false;
             }
-            let (kind, length) = self.head_at(tail);
-            if kind != PADDING {
-                let output = self.kept_from();
-                self.set(Word::OutputTail, output + length as u64);
-            }
+            let length = self.head_at(tail).length;
             self.set(Word::Tail, tail + record_size(length) as u64);
         }
         true
     }
 
     fn pad(&mut self, at: usize, to_end: usize) {
-        self.put_head(at, PADDING, to_end - HEAD);
-        let head = self.head();
+        let (head, offset) = (self.head(), self.output());
+        self.put_head(at, RecordHead { kind: PADDING, length: to_end - HEAD, offset });
         self.set(Word::Head, head + to_end as u64);
     }
 
-    fn put_head(&mut self, at: usize, kind: u32, length: usize) {
-        let at = DATA + at;
-        self.bytes()[at..at + 4].copy_from_slice(&kind.to_ne_bytes());
-        self.bytes()[at + 4..at + HEAD].copy_from_slice(&(length as u32).to_ne_bytes());
+    fn put_head(&mut self, at: usize, head: RecordHead) {
+        let bytes = &mut self.bytes()[DATA + at..DATA + at + HEAD];
+        bytes[..4].copy_from_slice(&head.kind.to_ne_bytes());
+        bytes[4..8].copy_from_slice(&(head.length as u32).to_ne_bytes());
+        bytes[8..].copy_from_slice(&head.offset.to_ne_bytes());
     }
 
-    /// Kind and length of the record at a position; a length that cannot be is cut to what can.
-    fn head_at(&mut self, position: u64) -> (u32, usize) {
+    /// The head of the record at a position; a length that cannot be is cut to what can.
+    fn head_at(&mut self, position: u64) -> RecordHead {
         let at = (position % self.capacity as u64) as usize;
-        let most = self.capacity - at - HEAD;
+        let to_end = self.capacity - at;
         let bytes = &self.bytes()[DATA + at..DATA + at + HEAD];
         let word = |at: usize| u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
-        (word(0), (word(4) as usize).min(most))
+        let mut offset = [0; 8];
+        offset.copy_from_slice(&bytes[8..]);
+        let offset = u64::from_ne_bytes(offset);
+        RecordHead { kind: word(0), length: (word(4) as usize).min(to_end - HEAD), offset }
     }
 
     fn get(&mut self, word: Word) -> u64 {
@@ -339,8 +416,9 @@ impl Ring {
     }
 }
 
+/// Bytes of a record in the ring. A multiple of the head's, so that there is room for a head wherever one may stand.
 fn record_size(length: usize) -> usize {
-    HEAD + length.next_multiple_of(8)
+    HEAD + length.next_multiple_of(HEAD)
 }
 
 impl AsFd for Ring {
@@ -353,13 +431,42 @@ impl AsFd for Ring {
 mod tests {
     use super::*;
 
-    fn write(ring: &mut Ring, stream: Stream, floor: u64, bytes: &[u8]) -> Option<usize> {
-        let result = ring.fill(stream, floor, |room| {
-            let count = room.len().min(bytes.len());
-            room[..count].copy_from_slice(&bytes[..count]);
+    /// A source in memory.
+    struct Given {
+        bytes: std::cell::RefCell<Vec<u8>>,
+        stage: std::cell::RefCell<Vec<u8>>,
+    }
+
+    impl Given {
+        fn new(bytes: &[u8]) -> Self {
+            Self { bytes: bytes.to_vec().into(), stage: std::cell::RefCell::default() }
+        }
+    }
+
+    impl Source for Given {
+        fn staged(&self) -> usize {
+            self.stage.borrow().len()
+        }
+
+        fn load(&self, most: usize) -> io::Result<usize> {
+            let mut bytes = self.bytes.borrow_mut();
+            let count = most.min(bytes.len());
+            self.stage.borrow_mut().extend(bytes.drain(..count));
             Ok(count)
-        });
-        result.map(|count| count.unwrap())
+        }
+
+        fn take(&self, room: &mut [u8]) -> io::Result<usize> {
+            let mut stage = self.stage.borrow_mut();
+            let count = room.len().min(stage.len());
+            for (to, from) in room.iter_mut().zip(stage.drain(..count)) {
+                *to = from;
+            }
+            Ok(count)
+        }
+    }
+
+    fn write(ring: &mut Ring, stream: Stream, floor: u64, bytes: &[u8]) -> Option<usize> {
+        ring.fill(stream, floor, &Given::new(bytes)).map(|count| count.unwrap())
     }
 
     /// Reads everything from a position on.
@@ -409,6 +516,45 @@ mod tests {
         let kept = read(&mut ring, &mut position);
         assert_eq!(kept.len() as u64, held as u64 + 3 - lost);
         assert!(kept.ends_with(b"new"));
+    }
+
+    #[test]
+    fn output_counts_once_wherever_a_daemon_died() {
+        for died in ["before", "within", "behind", "counted"] {
+            let mut ring = Ring::new(128 << 10, b"{}").unwrap();
+            write(&mut ring, Stream::Stdout, 0, b"hello ");
+            let source = Given::new(b"world");
+            ring.set(Word::Staged, Stream::Stderr as u64);
+            source.load(100).unwrap();
+            let (head, output) = (ring.head(), ring.output());
+            for (word, value) in
+                [(Word::PendingOutput, output), (Word::PendingHead, head), (Word::PendingStaged, 5), (Word::Pending, 5)]
+            {
+                ring.set(word, value);
+            }
+            let at = DATA + head as usize + HEAD;
+            let taken = match died {
+                "before" => 0,
+                "within" => 2,
+                _ => 5,
+            };
+            source.take(&mut ring.bytes()[at..at + taken]).unwrap();
+            match died {
+                // half counted
+                "behind" => ring.set(Word::OutputHead, output + 5),
+                "counted" => ring.append(5),
+                _ => {}
+            }
+            ring.settle_output(source.staged());
+            ring.settle_output(source.staged());
+            while source.staged() > 0 {
+                ring.fill(Stream::Stdout, 0, &source).unwrap().unwrap();
+            }
+            assert_eq!(read(&mut ring, &mut 0), b"hello world", "{died}");
+            assert_eq!(ring.output(), 11, "{died}");
+            let (position, _) = ring.find(6);
+            assert!(matches!(ring.at(position), At::Output(Stream::Stderr, _, _)), "{died}");
+        }
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! The task of a session: output from its program into the ring, its limits, its end.
 
+use std::cell::RefCell;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,7 +14,8 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::recording::Recorder;
-use super::ring::Stream;
+use super::ring::{Source, Stream};
+use super::stage::{Stage, Through};
 use super::{Phase, Session, Shared, State, ends_with_client};
 use crate::instance::now_ms;
 
@@ -24,6 +26,8 @@ const TURNS: usize = 8;
 pub(super) struct Ends {
     /// Read ends of its program's output; non-blocking.
     pub output: Vec<(Stream, AsyncFd<OwnedFd>)>,
+    /// Where output is on its way into the ring.
+    pub stage: Stage,
     /// Its end, once; a closed channel means that nobody will ever know.
     pub ended: mpsc::UnboundedReceiver<Ended>,
 }
@@ -57,7 +61,7 @@ pub(super) async fn run(
     mut recorder: Option<Recorder>,
     over: impl FnOnce(&Session) + Send,
 ) {
-    let Ends { output, mut ended } = ends;
+    let Ends { output, stage, mut ended } = ends;
     let shared = Arc::clone(&session.shared);
     let mut streams: Vec<(Stream, AsyncFd<OwnedFd>, Flow)> =
         output.into_iter().map(|(stream, fd)| (stream, fd, Flow::Open)).collect();
@@ -70,7 +74,7 @@ pub(super) async fn run(
             end = ended.recv(), if running => {
                 note_end(&shared, end);
                 for (stream, fd, flow) in streams.iter_mut().filter(|(_, _, flow)| *flow != Flow::Closed) {
-                    *flow = drain(&shared, *stream, fd, &mut recorder);
+                    *flow = drain(&shared, *stream, (fd, &stage), &mut recorder);
                 }
                 shared.tell();
                 left_behind = streams.iter().any(|(_, _, flow)| *flow != Flow::Closed);
@@ -79,7 +83,7 @@ pub(super) async fn run(
                     shared.program.kill().await;
                 }
             }
-            (at, flow) = next_flow(&shared, &streams, &mut recorder) => streams[at].2 = flow,
+            (at, flow) = next_flow(&shared, &streams, &stage, &mut recorder) => streams[at].2 = flow,
             () = hand_on(&shared), if running => {}
             () = shared.room.notified() => {
                 for (_, _, flow) in streams.iter_mut().filter(|(_, _, flow)| *flow == Flow::Starved) {
@@ -114,8 +118,9 @@ pub(super) async fn run(
     over(&session);
     crate::failpoint::pass("session.ended");
     shared.tell();
+    shared.program.clear().await;
     wait_for_delivery(&shared, limits).await;
-    shared.program.release().await;
+    shared.program.forget().await;
     shared.drop_way();
     {
         let mut state = shared.lock();
@@ -181,6 +186,7 @@ fn note_end(shared: &Shared, end: Option<Ended>) {
 async fn next_flow(
     shared: &Shared,
     streams: &[(Stream, AsyncFd<OwnedFd>, Flow)],
+    stage: &Stage,
     recorder: &mut Option<Recorder>,
 ) -> (usize, Flow) {
     let waiting = streams.iter().enumerate().filter(|(_, (_, _, flow))| *flow == Flow::Open);
@@ -189,10 +195,19 @@ async fn next_flow(
     if readable.is_empty() {
         return std::future::pending().await;
     }
+    if stage.left() > 0 {
+        // an earlier daemon was on its way with it
+        drop(readable);
+        let at = streams.iter().position(|(_, _, flow)| *flow == Flow::Open).unwrap_or_default();
+        let (stream, fd, _) = &streams[at];
+        let (flow, _) = read(shared, *stream, (fd, stage), recorder, 1);
+        shared.tell();
+        return (at, flow);
+    }
     let ((at, ready), _, _) = futures_util::future::select_all(readable).await;
     let (stream, fd, _) = &streams[at];
     let Ok(mut ready) = ready else { return (at, Flow::Closed) };
-    let (flow, blocked) = read(shared, *stream, fd, recorder, TURNS);
+    let (flow, blocked) = read(shared, *stream, (fd, stage), recorder, TURNS);
     if blocked {
         ready.clear_ready();
     }
@@ -201,15 +216,39 @@ async fn next_flow(
 }
 
 /// Reads what is there now.
-fn drain(shared: &Shared, stream: Stream, fd: &AsyncFd<OwnedFd>, recorder: &mut Option<Recorder>) -> Flow {
-    read(shared, stream, fd, recorder, usize::MAX).0
+fn drain(shared: &Shared, stream: Stream, ends: (&AsyncFd<OwnedFd>, &Stage), recorder: &mut Option<Recorder>) -> Flow {
+    read(shared, stream, ends, recorder, usize::MAX).0
+}
+
+/// Output that is recorded on its way.
+struct Recorded<'a> {
+    through: Through<'a>,
+    recorder: RefCell<&'a mut Option<Recorder>>,
+}
+
+impl Source for Recorded<'_> {
+    fn staged(&self) -> usize {
+        self.through.staged()
+    }
+
+    fn load(&self, most: usize) -> io::Result<usize> {
+        self.through.load(most)
+    }
+
+    fn take(&self, room: &mut [u8]) -> io::Result<usize> {
+        let count = self.through.take(room)?;
+        if let Some(recorder) = self.recorder.borrow_mut().as_mut() {
+            recorder.output(&room[..count]);
+        }
+        Ok(count)
+    }
 }
 
 /// Reads into the ring, so often at most. Says how the stream stands, and whether there is nothing more for now.
 fn read(
     shared: &Shared,
     stream: Stream,
-    fd: &AsyncFd<OwnedFd>,
+    (fd, stage): (&AsyncFd<OwnedFd>, &Stage),
     recorder: &mut Option<Recorder>,
     turns: usize,
 ) -> (Flow, bool) {
@@ -218,13 +257,9 @@ fn read(
     let floor = floor(shared, state);
     let Some(ring) = &mut state.ring else { return (Flow::Closed, false) };
     for _ in 0..turns {
-        let filled = ring.fill(stream, floor, |room| {
-            let count = rustix::io::read(fd.get_ref(), &mut *room).map_err(io::Error::from)?;
-            if let Some(recorder) = recorder {
-                recorder.output(&room[..count]);
-            }
-            Ok(count)
-        });
+        let source =
+            Recorded { through: Through { from: fd.get_ref().as_fd(), stage }, recorder: RefCell::new(recorder) };
+        let filled = ring.fill(stream, floor, &source);
         match filled {
             None => {
                 state.starved = true;

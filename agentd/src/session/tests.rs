@@ -14,11 +14,10 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use tokio::sync::mpsc;
 
 use super::begin::{asynchronous, terminal_ends};
-use super::client::STAGE;
 use super::program::Program;
 use super::registry::assemble;
 use super::ring::{Ring, Stream};
-use super::stage::Way;
+use super::stage::{Stage, Way};
 use super::task::{self, Ends, Limits};
 use super::{From, Output, Phase, Record, Session};
 
@@ -51,7 +50,11 @@ impl Program for Own {
         Box::pin(async move { drop(self.parked.lock().unwrap().take()) })
     }
 
-    fn release(&self) -> BoxFuture<'_, ()> {
+    fn clear(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async {})
+    }
+
+    fn forget(&self) -> BoxFuture<'_, ()> {
         Box::pin(async {})
     }
 
@@ -112,12 +115,7 @@ pub(crate) fn over(shell: &str, setting: Setting) -> Session {
             rustix::io::ioctl_fionbio(&write, true).unwrap();
             command.stdin(read);
             parked = Some(write.try_clone().unwrap());
-            let stage = pipe();
-            for end in [&stage.0, &stage.1] {
-                rustix::io::ioctl_fionbio(end, true).unwrap();
-                rustix::pipe::fcntl_setpipe_size(end, STAGE).unwrap();
-            }
-            input = Some(Way { to: asynchronous(write).unwrap(), stage: Some(stage) });
+            input = Some(Way { to: asynchronous(write).unwrap(), stage: Some(Stage::new().unwrap()) });
         }
         output.push((Stream::Stdout, asynchronous(out).unwrap()));
         output.push((Stream::Stderr, asynchronous(err).unwrap()));
@@ -150,7 +148,7 @@ pub(crate) fn over(shell: &str, setting: Setting) -> Session {
     let program = Box::new(Own { pid: pid as i32, parked: Mutex::new(parked) });
     let session = assemble(record, program, ring, input, terminal, Some(pid), Phase::Running);
     let limits = Limits { idle: setting.idle, max: setting.max, alone: setting.alone, keep: Duration::from_secs(30) };
-    let ends = Ends { output, ended: ended(child) };
+    let ends = Ends { output, stage: Stage::new().unwrap(), ended: ended(child) };
     tokio::spawn(task::run(session.clone(), ends, limits, None, |_| ()));
     session
 }

@@ -34,8 +34,11 @@ pub fn resolve(root: impl AsFd, wanted: &str) -> Result<User, String> {
     let passwd = read(&root, "etc/passwd")?;
     let entries: Vec<Vec<&str>> = passwd.lines().map(|line| line.split(':').collect()).collect();
     let id = |text: Option<&&str>| text.and_then(|text| number(text));
-    let entry = entries.iter().find(|entry| entry.len() >= 4 && entry[0] == name).or_else(|| {
-        entries.iter().find(|entry| entry.len() >= 4 && number(name).is_some() && id(entry.get(2)) == number(name))
+    // digits are always an id: an image must not have a user called "1000" who is 0
+    let wanted_id = number(name);
+    let entry = entries.iter().filter(|entry| entry.len() >= 4).find(|entry| match wanted_id {
+        Some(_) => id(entry.get(2)) == wanted_id,
+        None => entry[0] == name,
     });
     let mut user = match entry {
         Some(entry) => User {
@@ -55,8 +58,8 @@ pub fn resolve(root: impl AsFd, wanted: &str) -> Result<User, String> {
     let groups = text.lines().map(|line| line.split(':').collect::<Vec<_>>()).filter(|entry| entry.len() >= 3);
     if let Some(group) = group {
         let mut groups = groups;
-        let found = groups.find(|entry| entry[0] == group).and_then(|entry| number(entry[2]));
-        user.gid = found.or_else(|| number(group)).ok_or_else(|| {
+        let named = || groups.find(|entry| entry[0] == group).and_then(|entry| number(entry[2]));
+        user.gid = number(group).or_else(named).ok_or_else(|| {
             format!("group {group:?} is not in the container's /etc/group; expected a name from there or a number")
         })?;
     } else if let Some(entry) = entry {
@@ -75,7 +78,7 @@ pub fn resolve(root: impl AsFd, wanted: &str) -> Result<User, String> {
 }
 
 /// An id: decimal digits only, and not one of the two that system calls take for "none".
-fn number(text: &str) -> Option<u32> {
+pub fn number(text: &str) -> Option<u32> {
     if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_digit()) {
         return None;
     }
@@ -135,6 +138,15 @@ mod tests {
         for bad in ["-1", "+5", "4294967295", "huge", "99999999999"] {
             assert!(resolve(&root, bad).is_err(), "{bad} was accepted");
         }
+    }
+
+    #[test]
+    fn digits_are_an_id_whatever_the_image_calls_its_users() {
+        let (_folder, root) = root("1000:x:0:0::/:/bin/sh\n7:x:5:5::/:/\n", "100:x:0:\nadm:x:41:1000\n");
+        let user = resolve(&root, "1000").unwrap();
+        assert_eq!((user.uid, user.gid, user.groups), (1000, 0, Vec::new()));
+        assert_eq!(resolve(&root, "1000:100").map(|user| (user.uid, user.gid)), Ok((1000, 100)));
+        assert_eq!(resolve(&root, "5").map(|user| user.gid), Ok(5));
     }
 
     #[test]

@@ -45,7 +45,8 @@ pub fn run(root: &Path) -> Result<ExitCode, String> {
     let mut daemon = Daemon::start(&root.join("target/debug/agentd"), &home, &[])?;
     println!("pid {}, instance {}, socket {}", daemon.pid(), daemon.instance, daemon.socket.display());
     let ctl = Ctl::new(root, &daemon.socket);
-    let shown = tour(&ctl, &image).map_err(|error| format!("{error}\nlog of agentd:\n{}", daemon.log_text()))?;
+    let shown = tour(&ctl, &image, scratch.path())
+        .map_err(|error| format!("{error}\nlog of agentd:\n{}", daemon.log_text()))?;
 
     println!("\n$ kill -TERM {}", daemon.pid());
     let status = daemon.stop()?;
@@ -66,7 +67,7 @@ pub fn run(root: &Path) -> Result<ExitCode, String> {
 }
 
 /// The commands, in order. `false`: a part could not be shown on this host.
-fn tour(ctl: &Ctl, image: &Path) -> Result<bool, String> {
+fn tour(ctl: &Ctl, image: &Path, scratch: &Path) -> Result<bool, String> {
     let image = image.display().to_string();
     for name in NAMES {
         ctl.run(&["image", "import", &image, "--reference", name])?;
@@ -108,9 +109,35 @@ fn tour(ctl: &Ctl, image: &Path) -> Result<bool, String> {
     let said = ctl.run(&["logs", POD, "web"])?;
     expect(&said, "GET / HTTP/1.1")?;
     ctl.run(&["pod", "inspect", POD])?;
+    inside(ctl, scratch)?;
     ctl.run(&["pod", "rm", POD])?;
     ctl.run(&["pod", "ls"])?;
     Ok(true)
+}
+
+/// What people do in a running container: a command with its exit code, files in and out, a port, what it uses.
+fn inside(ctl: &Ctl, scratch: &Path) -> Result<(), String> {
+    let said = ctl.run(&["exec", POD, "-c", "cache", "--", "/bin/echo", "printed by a program beside the cache"])?;
+    expect(&said, "printed by a program beside the cache")?;
+    ctl.run_to(&["exec", POD, "-c", "cache", "--", "/bin/exit", "3"], 3)?;
+
+    let folder = format!("{POD}:/mnt/mesos/sandbox");
+    ctl.run(&["cp", "-c", "web", "examples/hello.json", &folder])?;
+    let said = ctl.run(&["exec", POD, "-c", "web", "--", "/bin/cat", "/mnt/mesos/sandbox/hello.json"])?;
+    expect(&said, "process $$ of my own namespace")?;
+    let back = scratch.join("hello-again.json");
+    ctl.run(&["cp", "-c", "web", &format!("{folder}/hello.json"), &back.display().to_string()])?;
+    let copied = std::fs::read_to_string(&back).map_err(|error| format!("{}: {error}", back.display()))?;
+    if copied != said {
+        return Err(format!("{} is not what was copied in", back.display()));
+    }
+
+    let page = ctl.forwarded(POD, 8080, |port| steps::get(port, WAIT))?;
+    print!("{page}");
+    expect(&page, "from the cache over localhost: hello from")?;
+    ctl.run(&["top", "--once"])?;
+    let said = ctl.run(&["session", "ls"])?;
+    expect(&said, "exited 3")
 }
 
 fn expect(text: &str, wanted: &str) -> Result<(), String> {

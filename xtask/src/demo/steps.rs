@@ -1,6 +1,6 @@
 //! The demo's commands: `agentctl` as a person types it, and a GET at the published port.
 
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -25,6 +25,54 @@ impl Ctl {
     pub fn run(&self, words: &[&str]) -> Result<String, String> {
         println!("\n$ agentctl --socket {} {}", self.socket.display(), words.join(" "));
         self.quietly(words).inspect(|text| print!("{text}"))
+    }
+
+    /// Runs one command that ends with this exit code, as the program does that it runs.
+    pub fn run_to(&self, words: &[&str], code: i32) -> Result<(), String> {
+        println!("\n$ agentctl --socket {} {}; echo \"exit code $?\"", self.socket.display(), words.join(" "));
+        let status = self.command(words).stdin(Stdio::null()).status().map_err(|error| self.not_started(&error))?;
+        match status.code() {
+            Some(found) => println!("exit code {found}"),
+            None => println!("{status}"),
+        }
+        if status.code() == Some(code) {
+            return Ok(());
+        }
+        Err(format!("agentctl {} ended with {status}, expected the exit code {code}", words.join(" ")))
+    }
+
+    /// Forwards a free port of this host to a port of a pod as long as `work` takes, which is given the port.
+    pub fn forwarded(
+        &self,
+        pod: &str,
+        remote: u16,
+        work: impl FnOnce(u16) -> Result<String, String>,
+    ) -> Result<String, String> {
+        let words = ["port-forward", pod, &format!(":{remote}")];
+        println!("\n$ agentctl --socket {} {} &", self.socket.display(), words.join(" "));
+        let mut child = self
+            .command(&words)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .map_err(|error| self.not_started(&error))?;
+        let mut line = String::new();
+        // kept open: agentctl ends when nobody reads what it says
+        let mut said = child.stdout.take().map(BufReader::new);
+        let read = said.as_mut().map(|said| said.read_line(&mut line));
+        print!("{line}");
+        let result = match line.split_once(" -> ").and_then(|(here, _)| here.rsplit_once(':')?.1.parse().ok()) {
+            Some(port) => {
+                println!("$ curl http://127.0.0.1:{port}/");
+                work(port)
+            }
+            None => Err(format!("agentctl {} does not tell its port: {read:?}, '{line}'", words.join(" "))),
+        };
+        // it listens until it is ended; nothing is under way any more
+        let ended = child.kill().and_then(|()| child.wait());
+        let page = result?;
+        ended.map_err(|error| format!("agentctl {} cannot be ended: {error}", words.join(" ")))?;
+        Ok(page)
     }
 
     /// Runs a pod that is not in a file: it is given on standard input.

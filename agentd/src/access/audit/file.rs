@@ -151,10 +151,11 @@ impl Log {
             self.file.set_len(self.size)?;
             return Err(error);
         }
+        // the line is there: the next one follows it, whatever comes of the head
         self.size += line.len() as u64;
-        self.head.write_all_at(chain::head(seq, &hash).as_bytes(), 0)?;
-        self.seq = seq;
-        self.prev = hash;
+        let head = chain::head(seq, &hash);
+        (self.seq, self.prev) = (seq, hash);
+        self.head.write_all_at(head.as_bytes(), 0)?;
         Ok(seq)
     }
 
@@ -286,6 +287,18 @@ mod tests {
         Log::open(&path, SETTINGS).unwrap();
         assert_eq!(earlier(&path).unwrap().len(), count + 1);
         verified(&path);
+    }
+
+    #[test]
+    fn a_head_that_cannot_be_written_does_not_break_the_chain() {
+        let folder = folder();
+        let path = folder.path().join("audit.log");
+        let mut log = Log::open(&path, SETTINGS).unwrap();
+        let head = std::mem::replace(&mut log.head, File::open(head_path(&path)).unwrap());
+        assert!(log.append(note("the head cannot be written")).is_err());
+        log.head = head;
+        log.append(note("after")).unwrap();
+        assert_eq!(verified(&path).len(), 3);
     }
 
     #[test]
