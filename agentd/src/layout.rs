@@ -25,6 +25,7 @@
 //!   images/                         the image store
 //!   artifacts/                      cached artifacts
 //!   logs/<instance>/<container>.log container logs
+//!   recordings/<session>.cast       what sessions showed, where it is asked for
 //!   audit/audit.log                 audit log (configurable), its earlier files, and its head
 //! ```
 //!

@@ -170,7 +170,7 @@ fn pods_of_a_principal_stay_below_its_ceiling() {
     let imported = remote.daemon.client().post("/v1/images/import", &import);
     assert!(imported.ok(), "{}", imported.text);
     let plain = || {
-        let mut pod = pods::argv("/p", &["/opt/testbox", "sleep", "1000"]);
+        let mut pod = pods::argv("/p", &["/bin/testbox", "sleep", "1000"]);
         pod["user"] = json!("1000");
         pods::with_container(pod, |container| {
             container["image"] = json!({"kind": "DOCKER", "id": "plain:1"});
@@ -227,9 +227,23 @@ fn pods_of_a_principal_stay_below_its_ceiling() {
         let answer = remote.call(principal, "POST", "/v1/pods/p/exec", &request);
         (answer.status, answer.fields())
     };
-    let command = json!(["/opt/testbox", "true"]);
+    let command = json!(["/bin/testbox", "true"]);
     let root = json!({"command": command, "user": "0", "capabilities": ["CAP_NET_ADMIN"]});
     assert_eq!(ask("none", root), (403, vec!["capabilities[0]".to_owned(), "user".to_owned()]));
+    // a debug container runs as the user of its image, which is root here
+    let tools = json!({"kind": "DOCKER", "id": "plain:1"});
+    assert_eq!(ask("none", json!({"command": command, "image": tools})), (403, vec!["user".to_owned()]));
+    let files = || {
+        let answer = remote.get("none", "/v1/pods/p/files?path=/&stat=true");
+        (answer.status, answer.fields())
+    };
+    assert_eq!(files(), (200, Vec::new()));
+    remote.daemon.client().rm("/p");
+    // copies are made with the rights of the container's user
+    let mut pod = plain();
+    pod["user"] = Value::Null;
+    remote.daemon.client().run_pod(&pod);
+    assert_eq!(files(), (403, vec!["pod.containers[0].user".to_owned()]));
     remote.daemon.client().rm("/p");
     let mut pod = pods::sleeper("/p");
     pod["agentd"]["isolatedNetwork"] = json!(false);

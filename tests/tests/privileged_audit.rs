@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use agentd_tests::exec::Exec;
 use agentd_tests::{Daemon, binary, eventually, pods, privileged};
 use serde_json::{Value, json};
 
@@ -38,6 +39,16 @@ fn every_change_and_every_session_is_noted() {
     let id = session.json["id"].as_str().unwrap().to_owned();
     let ended = client.get(&format!("/v1/sessions/{id}/wait?timeout=30"));
     assert!(ended.ok(), "{}", ended.text);
+    // a client that attaches and leaves again, while its session goes on
+    let long = client.post("/v1/pods/a/exec", &json!({"command": ["sleep", "1000"], "detach": true}));
+    let long = long.json["id"].as_str().unwrap().to_owned();
+    drop(Exec::attach(&daemon.socket(), &long, ""));
+    let noted = |action: &str| {
+        let all = records(&log(&daemon));
+        all.into_iter().find(|r| r["kind"] == "session" && r["action"] == action && r["session"] == long.as_str())
+    };
+    assert!(eventually(Duration::from_secs(20), || noted("detach").is_some()));
+    assert_eq!(noted("attach").expect("the client is noted")["by"], "uid:0");
     client.rm("/a");
     assert_eq!(client.delete("/v1/pods/none").status, 404);
 
@@ -55,8 +66,15 @@ fn every_change_and_every_session_is_noted() {
     let attempts: Vec<&Value> = all.iter().filter(|record| record["kind"] == "attempt").collect();
     let calls: Vec<(&str, &str)> =
         attempts.iter().map(|r| (r["method"].as_str().unwrap(), r["path"].as_str().unwrap())).collect();
-    let expected =
-        [("POST", "/v1/pods"), ("POST", "/v1/pods/a/exec"), ("DELETE", "/v1/pods/a"), ("DELETE", "/v1/pods/none")];
+    let attach = format!("/v1/sessions/{long}/attach");
+    let expected = [
+        ("POST", "/v1/pods"),
+        ("POST", "/v1/pods/a/exec"),
+        ("POST", "/v1/pods/a/exec"),
+        ("GET", attach.as_str()),
+        ("DELETE", "/v1/pods/a"),
+        ("DELETE", "/v1/pods/none"),
+    ];
     assert_eq!(calls, expected);
     for attempt in attempts {
         assert_eq!(attempt["principal"], "uid:0");

@@ -67,6 +67,12 @@ impl Limits {
     fn over_tcp(&self) -> usize {
         self.connections - (self.connections / 4).min(32)
     }
+
+    /// Whether there is a place for one more where so many are free: the last ones are for root on the Unix socket, so that
+    /// nobody else there shuts the operator out either.
+    fn has_place(&self, free: usize, operator: bool) -> bool {
+        free > if operator { 0 } else { (self.connections / 16).min(8) }
+    }
 }
 
 /// Where the API is served.
@@ -182,7 +188,7 @@ impl<P: Pods> Server<P> {
             tokio::select! {
                 () = self.api.shutdown.cancelled() => break,
                 accepted = listener.accept() => match accepted {
-                    Ok((stream, _)) => match self.place(None) {
+                    Ok((stream, _)) => match self.place(None, stream.peer_cred().is_ok_and(|peer| peer.uid() == 0)) {
                         Ok(permit) => drop(connections.spawn(Arc::clone(&self).unix(stream, permit))),
                         // the buffer of a new socket has room for the answer
                         Err(full) => drop(stream.try_write(full.answer().as_bytes())),
@@ -202,7 +208,7 @@ impl<P: Pods> Server<P> {
             tokio::select! {
                 () = self.api.shutdown.cancelled() => break,
                 accepted = listener.accept() => match accepted {
-                    Ok((stream, peer)) => match self.place(Some(peer.ip())) {
+                    Ok((stream, peer)) => match self.place(Some(peer.ip()), false) {
                         Ok(permit) => drop(connections.spawn(Arc::clone(&self).tcp(stream, peer, permit))),
                         // a client of TLS would not understand more than the end
                         Err(_) if self.tls.is_some() => {}
@@ -217,8 +223,9 @@ impl<P: Pods> Server<P> {
         end(connections).await;
     }
 
-    /// A place for a new connection, where there is one left.
-    fn place(&self, peer: Option<IpAddr>) -> Result<Permit, Full> {
+    /// A place for a new connection, where there is one left. `peer` is its address over TCP, `operator` whether it is root
+    /// on the Unix socket.
+    fn place(&self, peer: Option<IpAddr>, operator: bool) -> Result<Permit, Full> {
         let limits = &self.api.limits;
         let peer = match peer.map(network) {
             Some(address) => {
@@ -239,9 +246,10 @@ impl<P: Pods> Server<P> {
             Full { most, whose: "connections" }
         };
         let tcp = peer.as_ref().map(|_| Arc::clone(&self.tcp_places).try_acquire_owned());
-        let connection = Arc::clone(&self.places).try_acquire_owned();
+        let has_place = limits.has_place(self.places.available_permits(), operator);
+        let connection = has_place.then(|| Arc::clone(&self.places).try_acquire_owned().ok()).flatten();
         match (tcp.transpose(), connection) {
-            (Ok(tcp), Ok(connection)) => Ok(Permit(Arc::new(Place { _held: (connection, tcp), peer }))),
+            (Ok(tcp), Some(connection)) => Ok(Permit(Arc::new(Place { _held: (connection, tcp), peer }))),
             (tcp, _) => {
                 release(peer);
                 Err(full(if tcp.is_err() { limits.over_tcp() } else { limits.connections }))
@@ -327,7 +335,7 @@ impl<P: Pods> Server<P> {
 fn network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
-        four => four,
+        IpAddr::V4(address) => address.into(),
     }
 }
 
@@ -378,6 +386,15 @@ async fn end(mut connections: JoinSet<()>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_last_places_are_for_the_operator() {
+        let limits = Limits::default();
+        let most = |root: bool| (0..=limits.connections).rev().take_while(|free| limits.has_place(*free, root)).count();
+        assert_eq!((most(true), most(false)), (limits.connections, limits.connections - 8));
+        assert!(most(false) > limits.over_tcp());
+        assert!(Limits { connections: 2, ..limits }.has_place(1, false));
+    }
 
     #[test]
     fn a_host_with_many_addresses_is_one_peer() {

@@ -24,6 +24,8 @@ use super::query::Query;
 use super::route::encode;
 use super::session_calls;
 use super::websocket::{self, Handshake, tokens};
+use crate::access::Caller;
+use crate::access::audit::SessionAction;
 use crate::events::Subject;
 use crate::node::NodeError;
 use crate::session::{Begin, From, Session};
@@ -74,7 +76,7 @@ pub async fn exec<P: Pods>(api: &Arc<Api<P>>, id: &str, call: Call<'_>) -> Answe
                 let attachment = session.attach(From::Kept);
                 let input = if session.record().stdin { Some(attachment.input(false)?) } else { None };
                 let client = Client { session, attachment, input, watches: false };
-                upgrade(api, parts, becomes, client)
+                upgrade(api, caller, parts, becomes, client)
             }
             None => begun(&session.status()),
         };
@@ -157,7 +159,9 @@ pub fn attach<P: Pods>(api: &Arc<Api<P>>, id: &str, call: Call<'_>) -> Answer {
         })?)
     };
     let status = session.status();
-    let answer = upgrade(api, parts, becomes, Client { session, attachment, input, watches })?;
+    let client = Client { session: session.clone(), attachment, input, watches };
+    let answer = upgrade(api, caller, parts, becomes, client)?;
+    api.note(SessionAction::Attach, &session, &caller.principal);
     let subject =
         Subject { pod: Some(&status.pod), instance: Some(&status.instance), container: Some(&status.container) };
     let message = format!("session {}: {} has attached", status.id, caller.principal);
@@ -205,7 +209,7 @@ fn becomes(parts: &Parts) -> Result<Option<Becomes>, Refusal> {
 }
 
 /// Answers with the upgrade, and serves the client once it has been made.
-fn upgrade<P: Pods>(api: &Arc<Api<P>>, parts: &mut Parts, becomes: Becomes, client: Client) -> Answer {
+fn upgrade<P: Pods>(api: &Arc<Api<P>>, caller: &Caller, parts: &mut Parts, becomes: Becomes, client: Client) -> Answer {
     let Some(upgrade) = parts.extensions.remove::<OnUpgrade>() else {
         return Err(Refusal::failed("this connection cannot be upgraded"));
     };
@@ -224,8 +228,9 @@ fn upgrade<P: Pods>(api: &Arc<Api<P>>, parts: &mut Parts, becomes: Becomes, clie
     // the HTTP server no longer counts this connection
     let permit = parts.extensions.get::<Permit>().cloned();
     let shutdown = api.shutdown.clone();
+    let left = Left { api: Arc::clone(api), session: client.session.clone(), by: caller.principal.clone() };
     tokio::spawn(async move {
-        let _permit = permit;
+        let (_permit, _left) = (permit, left);
         let upgraded = match upgrade.await {
             Ok(upgraded) => upgraded,
             Err(error) => {
@@ -246,6 +251,19 @@ fn upgrade<P: Pods>(api: &Arc<Api<P>>, parts: &mut Parts, becomes: Becomes, clie
         }
     });
     Ok(response)
+}
+
+/// Notes, once dropped, that a client has left a session that goes on.
+struct Left<P: Pods> {
+    api: Arc<Api<P>>,
+    session: Session,
+    by: String,
+}
+
+impl<P: Pods> Drop for Left<P> {
+    fn drop(&mut self) {
+        self.api.note(SessionAction::Detach, &self.session, &self.by);
+    }
 }
 
 /// The answer to an attach that asks for no upgrade.

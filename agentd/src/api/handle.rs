@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
+use agentd_api::session::SessionState;
 use bytes::Bytes;
 use hyper::body::{Body as _, Incoming};
 use hyper::header::{ACCESS_CONTROL_ALLOW_ORIGIN, CONNECTION, HeaderName, HeaderValue, RETRY_AFTER, UPGRADE, VARY};
@@ -23,9 +24,10 @@ use super::{
     body, event_calls, exec_calls, file_calls, forward_calls, image_calls, log_calls, openapi, permit, pod_calls,
     session_calls, usage_calls,
 };
-use crate::access::audit::Attempt;
+use crate::access::audit::{Attempt, SessionAction, SessionEvent};
 use crate::access::gate::Access;
 use crate::access::{Caller, Source};
+use crate::session::Session;
 
 /// Names a request in the daemon's log and in the answer.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -112,6 +114,15 @@ impl<P: Pods> Api<P> {
             parts.extensions.insert(Attempted(number));
         }
         Ok(())
+    }
+
+    /// Notes in the audit log that a client has come to a session, or left one. With one that has ended everybody has left,
+    /// and its end is noted already.
+    pub fn note(&self, action: SessionAction, session: &Session, by: &str) {
+        let status = session.status();
+        if action != SessionAction::Detach || status.state != SessionState::Exited {
+            self.access.audit.session(SessionEvent { action, status: &status, by, request: None });
+        }
     }
 
     /// Reads the JSON that a request carries.

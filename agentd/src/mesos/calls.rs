@@ -13,6 +13,7 @@ use hyper::{HeaderMap, Response, StatusCode};
 
 use super::fault::Fault;
 use super::negotiate::{self, Sent};
+use super::output::Follower;
 use super::place::{self, Place};
 use super::{access, ends, figures, files, input, launch, output, picture};
 use crate::access::Caller;
@@ -57,7 +58,7 @@ pub(super) async fn answer<P: Pods>(api: &Arc<Api<P>>, call: handle::Call<'_>) -
                 Place::Nested { session, pod, .. } => {
                     let session = place::session(api, &container, &session)?;
                     access::own(api, caller, &session, &pod)?;
-                    Ok(output::nested(api, session, how, false))
+                    Ok(output::nested(api, session, how, Follower::Attached(caller.principal.clone())))
                 }
                 Place::Container { pod, instance, container } => {
                     // it is what the log has, and so under its right
@@ -192,7 +193,7 @@ async fn launch<P: Pods>(
     // a client that goes away meanwhile must not leave it half done: its own task goes on, and finds no client
     let session = handle::apart(async move { pods.begin(begin).await }).await?;
     Ok(match how {
-        Some(how) => output::nested(api, session, how, true),
+        Some(how) => output::nested(api, session, how, Follower::Owner),
         None => ok(),
     })
 }

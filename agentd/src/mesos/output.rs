@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::ends;
 use super::fault::Fault;
 use super::negotiate::{MESSAGE_CONTENT_TYPE, RECORDIO, Stream};
+use crate::access::audit::SessionAction;
 use crate::api::Pods;
 use crate::api::answer::Body;
 use crate::api::handle::Api;
@@ -25,11 +26,30 @@ const SILENCE: Duration = Duration::from_secs(5);
 /// Records that may wait for a slow client: what more there is stays with the container, which is held back by it.
 const WAITING: usize = 4;
 
-/// Streams a nested container's output, what is kept of it first. `owner` is the client that it lives with.
-pub(super) fn nested<P: Pods>(api: &Arc<Api<P>>, session: Session, how: Stream, owner: bool) -> Response<Body> {
+/// Who follows a nested container's output.
+#[derive(Debug)]
+pub(super) enum Follower {
+    /// The client that it lives with.
+    Owner,
+    /// Somebody who has attached to it.
+    Attached(String),
+}
+
+/// Streams a nested container's output, what is kept of it first.
+pub(super) fn nested<P: Pods>(api: &Arc<Api<P>>, session: Session, how: Stream, follower: Follower) -> Response<Body> {
     let attachment = session.attach(From::Kept);
     let (pieces, response) = open(api, how);
-    tokio::spawn(follow(session, attachment, pieces, how.format, owner, api.shutdown.clone()));
+    let api = Arc::clone(api);
+    if let Follower::Attached(by) = &follower {
+        api.note(SessionAction::Attach, &session, by);
+    }
+    tokio::spawn(async move {
+        let owner = matches!(follower, Follower::Owner);
+        follow(session.clone(), attachment, pieces, how.format, owner, api.shutdown.clone()).await;
+        if let Follower::Attached(by) = &follower {
+            api.note(SessionAction::Detach, &session, by);
+        }
+    });
     response
 }
 

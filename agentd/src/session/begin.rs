@@ -1,7 +1,6 @@
 //! Making a session: its cgroup, its streams, its program in the container's namespaces.
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use agentd_api::pod::PodSpec;
@@ -22,6 +21,7 @@ use super::ring::{Ring, Stream};
 use super::stage::{Stage, Way, enlarge};
 use super::{Begin, debug, registry, task};
 use crate::failpoint;
+use crate::files::container::process;
 use crate::host::Host;
 use crate::instance::exits::Exits;
 use crate::instance::{command, now_ms};
@@ -76,7 +76,7 @@ pub(super) async fn make(
             let (plan, fds) = debug::prepare(host, spec, target, &joinable.plan, request, image, key).await?;
             (plan_of(host, spec, None, plan, request)?, fds)
         }
-        None => (plan_of(host, spec, Some(target.pid), (*joinable.plan).clone(), request)?, Vec::new()),
+        None => (plan_of(host, spec, Some(target), (*joinable.plan).clone(), request)?, Vec::new()),
     };
     let record = Record {
         id,
@@ -220,7 +220,7 @@ pub(super) fn terminal_ends(
 fn plan_of(
     host: &Host,
     spec: &PodSpec,
-    joined: Option<u32>,
+    joined: Option<&Target>,
     mut plan: ContainerPlan,
     request: &ExecRequest,
 ) -> Result<ContainerPlan, NodeError> {
@@ -230,8 +230,8 @@ fn plan_of(
         plan.mounts.clear();
         plan.argv = request.command.iter().map(|word| word.clone().into_bytes()).collect();
     }
-    if let (Some(pid), Some(wanted)) = (joined, &request.user) {
-        match resolve_user(pid, wanted) {
+    if let (Some(target), Some(wanted)) = (joined, &request.user) {
+        match resolve_user(target, wanted) {
             Ok(user) => {
                 (plan.uid, plan.gid, plan.groups) = (user.uid, user.gid, user.groups);
                 if let Some(home) = user.home {
@@ -268,6 +268,13 @@ fn plan_of(
             )),
         }
     }
+    if !request.capabilities.is_empty() && plan.uid != 0 && faults.is_empty() {
+        let message = format!(
+            "the session runs as user {}, and capabilities count for root alone; leave them out, or add \"user\": \"0\"",
+            plan.uid
+        );
+        faults.push(Violation::new("capabilities", message));
+    }
     if faults.is_empty() { Ok(plan) } else { Err(NodeError::BadRequest(faults)) }
 }
 
@@ -282,11 +289,11 @@ pub(super) fn set_variable(env: &mut Vec<Vec<u8>>, name: &str, value: &str) {
 }
 
 /// Looks a user up in the container's own files.
-fn resolve_user(pid: u32, wanted: &str) -> Result<user::User, String> {
-    let path = format!("/proc/{pid}/root");
+fn resolve_user(target: &Target, wanted: &str) -> Result<user::User, String> {
+    let gone = |error: &dyn std::fmt::Display| format!("the container's files cannot be read: {error}");
+    let process = process(target.pid, &target.instance, Some(target.slot)).map_err(|error| gone(&error))?;
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let root = rustix::fs::open(Path::new(&path), flags, Mode::empty())
-        .map_err(|error| format!("the container's root cannot be opened: {error}; it may have just ended"))?;
+    let root = rustix::fs::openat(&process, "root", flags, Mode::empty()).map_err(|error| gone(&error))?;
     user::resolve(root, wanted)
 }
 

@@ -20,6 +20,7 @@ pub struct Recorder {
     carried: Vec<u8>,
     left: u64,
     failed: bool,
+    tty: bool,
 }
 
 /// Where the recording of a session is.
@@ -28,8 +29,22 @@ pub fn path(state: &Path, id: &str) -> PathBuf {
 }
 
 impl Recorder {
-    /// Begins a recording, or goes on with one after a restart. `size`: rows and columns. At most `most` bytes are written.
-    pub fn open(state: &Path, record: &Record, size: Option<(u16, u16)>, most: u64, now_ms: u64) -> io::Result<Self> {
+    /// Begins a recording. That of an earlier session with the same id stays, under a name with the time of its last change.
+    pub fn begin(state: &Path, record: &Record, size: Option<(u16, u16)>, most: u64, now_ms: u64) -> io::Result<Self> {
+        let path = path(state, &record.id);
+        match std::fs::metadata(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+            Ok(earlier) => {
+                let at = earlier.modified()?.duration_since(std::time::UNIX_EPOCH).unwrap_or_default().as_millis();
+                std::fs::rename(&path, path.with_extension(format!("{at}.cast")))?;
+            }
+        }
+        Self::go_on(state, record, size, most, now_ms)
+    }
+
+    /// Goes on with a recording after a restart. `size`: rows and columns. At most `most` bytes are written.
+    pub fn go_on(state: &Path, record: &Record, size: Option<(u16, u16)>, most: u64, now_ms: u64) -> io::Result<Self> {
         let path = path(state, &record.id);
         if let Some(folder) = path.parent() {
             std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
@@ -52,6 +67,7 @@ impl Recorder {
             carried: Vec::new(),
             left: most.saturating_sub(length),
             failed: false,
+            tty: record.tty,
         })
     }
 
@@ -72,8 +88,12 @@ impl Recorder {
             return;
         }
         let seconds = self.before + self.began.elapsed().as_secs_f64();
-        let text = String::from_utf8_lossy(bytes);
-        let line = format!("[{seconds:.6}, \"o\", {}]\n", serde_json::Value::String(text.into_owned()));
+        let mut text = String::from_utf8_lossy(bytes).into_owned();
+        if !self.tty {
+            // a player shows a terminal, where only this begins a line
+            text = text.replace('\n', "\r\n");
+        }
+        let line = format!("[{seconds:.6}, \"o\", {}]\n", serde_json::Value::String(text));
         if line.len() as u64 > self.left {
             self.failed = true;
             tracing::warn!("a recording has reached its largest size and ends here");

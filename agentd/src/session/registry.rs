@@ -97,7 +97,7 @@ impl Registry {
         let made = make(host, spec, target, joinable, begin, id).await?;
         let recorder = if made.record.recorded {
             let most = host.config.sessions.record_max_mib << 20;
-            match Recorder::open(&host.layout.state, &made.record, made.size, most, now_ms()) {
+            match Recorder::begin(&host.layout.state, &made.record, made.size, most, now_ms()) {
                 Ok(recorder) => Some(recorder),
                 Err(error) => {
                     // what policy wants recorded does not run unrecorded
@@ -256,7 +256,7 @@ impl Registry {
                     command::pass_key(entry.key);
                     let recorder = made.record.recorded.then(|| {
                         let most = host.config.sessions.record_max_mib << 20;
-                        Recorder::open(&host.layout.state, &made.record, None, most, now_ms())
+                        Recorder::go_on(&host.layout.state, &made.record, None, most, now_ms())
                     });
                     let recorder = recorder.and_then(|opened| {
                         opened.inspect_err(|error| tracing::error!("a session's recording cannot go on: {error}")).ok()

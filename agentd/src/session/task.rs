@@ -14,13 +14,16 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::recording::Recorder;
-use super::ring::{Source, Stream};
+use super::ring::{Ring, Source, Stream};
 use super::stage::{Stage, Through};
 use super::{Phase, Session, Shared, State, ends_with_client};
 use crate::instance::now_ms;
 
 /// How often the ring is filled before others get their turn.
 const TURNS: usize = 8;
+
+/// The same once its program has ended: enough for what a pipe holds.
+const DRAIN_TURNS: usize = 64;
 
 /// What the task reads from.
 pub(super) struct Ends {
@@ -67,12 +70,16 @@ pub(super) async fn run(
         output.into_iter().map(|(stream, fd)| (stream, fd, Flow::Open)).collect();
     let began = Instant::now();
     let mut left_behind = false;
+    // where its output stood when its program ended
+    let mut last_words: Option<LastWords> = None;
     while shared.lock().exit().is_none() || streams.iter().any(|(_, _, flow)| *flow != Flow::Closed) {
         let running = shared.lock().exit().is_none();
+        let open = streams.iter().any(|(_, _, flow)| *flow == Flow::Open);
         tokio::select! {
             biased;
             end = ended.recv(), if running => {
                 note_end(&shared, end);
+                last_words = Some(LastWords::begin(&shared));
                 for (stream, fd, flow) in streams.iter_mut().filter(|(_, _, flow)| *flow != Flow::Closed) {
                     *flow = drain(&shared, *stream, (fd, &stage), &mut recorder);
                 }
@@ -93,6 +100,11 @@ pub(super) async fn run(
                     session.kill("its client went away").await;
                 }
             }
+            () = LastWords::over(last_words.as_ref(), &shared), if open => {
+                for (_, _, flow) in streams.iter_mut().filter(|(_, _, flow)| *flow == Flow::Open) {
+                    *flow = Flow::Closed;
+                }
+            }
             why = overdue(&shared, limits, began, running) => {
                 session.kill(&why).await;
                 if !running {
@@ -100,6 +112,9 @@ pub(super) async fn run(
                     break;
                 }
             }
+        }
+        if last_words.as_ref().is_some_and(|words| words.too_many(&shared)) {
+            break;
         }
         let discarded = shared.lock().discard;
         if discarded && !running && left_behind {
@@ -156,6 +171,43 @@ async fn hand_on(shared: &Shared) {
             Ok(_) => ready.clear_ready(),
             Err(_) => return shared.drop_way(),
         }
+    }
+}
+
+/// How long output may be silent after the end of a program, all processes of which were killed, before it counts as over.
+/// Something else of the container may have opened it (`/proc/<pid>/fd/1`), and may never close it.
+const SILENCE: Duration = Duration::from_secs(2);
+
+/// More than what any pipe holds.
+const MOST_LAST_WORDS: u64 = 4 << 20;
+
+/// What is still read after the program's end.
+struct LastWords {
+    ended: Instant,
+    output: u64,
+}
+
+impl LastWords {
+    fn begin(shared: &Shared) -> Self {
+        let output = shared.lock().ring.as_mut().map_or(0, Ring::output);
+        Self { ended: Instant::now(), output }
+    }
+
+    /// Waits until the output has been silent for long enough.
+    async fn over(words: Option<&Self>, shared: &Shared) {
+        let Some(words) = words else { return std::future::pending().await };
+        loop {
+            let silent = shared.lock().active.max(words.ended) + SILENCE;
+            if Instant::now() >= silent {
+                return;
+            }
+            tokio::time::sleep_until(silent).await;
+        }
+    }
+
+    /// Whether this cannot be what the program itself left in its pipes.
+    fn too_many(&self, shared: &Shared) -> bool {
+        shared.lock().ring.as_mut().map_or(0, Ring::output).saturating_sub(self.output) > MOST_LAST_WORDS
     }
 }
 
@@ -217,7 +269,7 @@ async fn next_flow(
 
 /// Reads what is there now.
 fn drain(shared: &Shared, stream: Stream, ends: (&AsyncFd<OwnedFd>, &Stage), recorder: &mut Option<Recorder>) -> Flow {
-    read(shared, stream, ends, recorder, usize::MAX).0
+    read(shared, stream, ends, recorder, DRAIN_TURNS).0
 }
 
 /// Output that is recorded on its way.
