@@ -313,17 +313,25 @@ async fn what_its_program_leaves_behind_ends_with_it() {
     }
 }
 
+/// A program that leaves another with its output, which the kill of its group does not reach.
+fn left_by(other: &str, folder: &std::path::Path) -> String {
+    let mark = folder.join("left");
+    let mark = mark.display();
+    format!("setsid sh -c ': > {mark}; exec {other}' & until test -e {mark}; do :; done; echo word; exit 5")
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn output_that_another_process_holds_open_does_not_hold_the_exit_back() {
-    // the kill does not reach what has left the group
-    let session = over("setsid sleep 20 & echo word; exit 5", Setting::default());
+    let folder = tempfile::tempdir().unwrap();
+    let session = over(&left_by("sleep 20", folder.path()), Setting::default());
     let (out, _, _, last) = read_all(&session, From::Kept).await;
     assert_eq!((out.as_slice(), last), (&b"word\n"[..], exit(5)));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn output_that_another_process_goes_on_with_does_not_hold_the_exit_back() {
-    let session = over("setsid timeout 20 yes & exit 5", Setting::default());
+    let folder = tempfile::tempdir().unwrap();
+    let session = over(&left_by("timeout 20 yes", folder.path()), Setting::default());
     let (out, _, _, last) = read_all(&session, From::Kept).await;
     assert!(out.len() > 1 << 20, "{}", out.len());
     assert_eq!(last, exit(5));
