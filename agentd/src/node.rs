@@ -427,12 +427,13 @@ impl Node {
             let entry = pods.get(&begin.pod).ok_or_else(|| NodeError::NotFound(begin.pod.clone()))?;
             entry.instances.iter().find(|handle| handle.id == target.instance).cloned()
         };
-        let handle = handle.ok_or_else(|| NodeError::Conflict(format!("the instance {} has ended", target.instance)))?;
+        let handle =
+            handle.ok_or_else(|| NodeError::Conflict(format!("the instance {} has ended", target.instance)))?;
         let joinable = handle.join(target.slot).await.map_err(NodeError::Conflict)?;
         let (host, spec) = (Arc::clone(&self.host), status.spec);
         // a client that goes away does not leave it half made
-        let begun = tokio::spawn(async move { host.sessions.begin(&host, &spec, &target, joinable, begin).await });
-        begun.await.map_err(|error| NodeError::Failed(format!("the session cannot be begun: {error}")))?
+        let work = tokio::spawn(async move { host.sessions.begin(&host, &spec, &target, joinable, begin).await });
+        work.await.map_err(|error| NodeError::Failed(format!("the session cannot be begun: {error}")))?
     }
 
     /// All sessions.

@@ -371,7 +371,7 @@ fn a_deep_tree_is_cut_and_told() {
     }
     let bytes = packed(root.path(), "/d").unwrap();
     let mut archived = tar::Archive::new(bytes.as_slice());
-    assert_eq!(archived.entries().unwrap().filter(|entry| entry.is_ok()).count(), 257 + 1);
+    assert_eq!(archived.entries().unwrap().flatten().count(), 257 + 1);
     assert!(String::from_utf8_lossy(&bytes).contains("256 directories deep"));
     let name = format!("{}/f", ["d"; 300].join("/"));
     assert!(matches!(

@@ -211,7 +211,7 @@ impl Input {
                 }
             };
             let mut state = self.shared.lock();
-            if !state.input.is_some_and(|(id, _)| id == self.id) {
+            if state.input.is_none_or(|(id, _)| id != self.id) {
                 return 0;
             }
             match rustix::io::write(way.to.get_ref(), bytes) {
@@ -228,9 +228,10 @@ impl Input {
     }
 
     /// Puts bytes into the stage if that is empty, and moves on what goes. None when it is not empty.
+    #[allow(clippy::similar_names, reason = "the state of a session and the stage of its streams are just that")]
     fn stage(&self, way: &Way, bytes: &[u8]) -> Option<usize> {
         let mut state = self.shared.lock();
-        if !state.input.is_some_and(|(id, _)| id == self.id) {
+        if state.input.is_none_or(|(id, _)| id != self.id) {
             return Some(0);
         }
         if way.staged() > 0 {

@@ -428,6 +428,7 @@ impl AsFd for Ring {
 }
 
 #[cfg(test)]
+#[allow(clippy::similar_names, reason = "`held` and `head`, `read` and `ready` are told apart well enough here")]
 mod tests {
     use super::*;
 
@@ -484,7 +485,7 @@ mod tests {
         let mut ring = Ring::new(128 << 10, b"{}").unwrap();
         let (mut position, mut sent, mut got) = (0, Vec::new(), Vec::new());
         for n in 0..4000_usize {
-            let piece: Vec<u8> = (0..(n * 7919) % 3000 + 1).map(|m| (n * 31 + m) as u8).collect();
+            let piece: Vec<u8> = (0..=(n * 7919) % 3000).map(|m| (n * 31 + m) as u8).collect();
             let mut at = 0;
             while at < piece.len() {
                 // short where the end of the ring is near

@@ -297,6 +297,7 @@ impl Source for Recorded<'_> {
 }
 
 /// Reads into the ring, so often at most. Says how the stream stands, and whether there is nothing more for now.
+#[allow(clippy::similar_names, reason = "the state of a session and the stage of its streams are just that")]
 fn read(
     shared: &Shared,
     stream: Stream,

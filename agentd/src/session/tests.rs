@@ -1,5 +1,7 @@
 //! Sessions over plain child processes, without containers: [`over`] is what the API's tests use, too.
 
+#![allow(clippy::similar_names, reason = "`lost` and `last` are read one line after they are made")]
+
 use std::os::fd::OwnedFd;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, Stdio};
@@ -84,7 +86,7 @@ impl Default for Setting {
             kind: SessionKind::Exec,
             idle: None,
             max: None,
-            alone: Duration::from_secs(60),
+            alone: Duration::from_mins(1),
         }
     }
 }

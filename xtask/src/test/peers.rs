@@ -18,6 +18,8 @@ const PACKAGES: &[(&str, &str)] = &[
     ("containernetworking-plugins", "/usr/lib/cni/bridge"),
     ("busybox-static", "busybox"),
     ("curl", "curl"),
+    ("python3", "/usr/bin/python3"),
+    ("python3-websocket", "/usr/lib/python3/dist-packages/websocket/__init__.py"),
     ("vim", "vim"),
     ("procps", "top"),
 ];
