@@ -367,13 +367,17 @@ mod tests {
             rlimits: vec![Rlimit { resource: 7, soft: 1, hard: u64::MAX }],
             user_namespace: Some(8),
             network_namespace: Some(9),
-            target: Some(b"/target".to_vec()),
             ..ContainerPlan::default()
         };
-        let bytes = plan.encode();
-        assert_eq!(ContainerPlan::decode(&bytes), Ok(plan));
-        for n in 0..bytes.len() {
-            assert!(ContainerPlan::decode(&bytes[..n]).is_err(), "accepted {n} of {} bytes", bytes.len());
+        let beside = ContainerPlan { target: Some(b"/target".to_vec()), ..plan.clone() };
+        let whole = plan.encode();
+        for plan in [plan, beside] {
+            let bytes = plan.encode();
+            assert_eq!(ContainerPlan::decode(&bytes), Ok(plan));
+            // the target comes last: without it, it is the plan of one that has none
+            for n in (0..bytes.len()).filter(|n| *n != whole.len()) {
+                assert!(ContainerPlan::decode(&bytes[..n]).is_err(), "accepted {n} of {} bytes", bytes.len());
+            }
         }
     }
 }

@@ -74,6 +74,11 @@ pub struct Arguments {
     pub target: Place,
 }
 
+/// Bytes of an archive of one file: a head of one block, the file in whole blocks, and two empty ones.
+fn archive_size(file: u64) -> u64 {
+    512 + file.next_multiple_of(512) + 1024
+}
+
 /// Carries it out.
 pub async fn run(client: &Client, output: &mut Output, arguments: Arguments) -> Result<()> {
     let copy = Copy { client, arguments: &arguments, progress: Progress::new(!arguments.quiet && !output.json()) };
@@ -168,7 +173,7 @@ impl Copy<'_> {
         let goal = place::goal(&source, folder, target, there).map_err(Failure::bad_input)?;
         let naming = Naming { strip: stat.name != ".", name: goal.name.clone() };
         let opened = open_folder(&goal)?;
-        self.progress.expect((stat.kind == FileKind::File).then_some(stat.size));
+        self.progress.expect((stat.kind == FileKind::File).then(|| archive_size(stat.size)));
         let owners = self.arguments.archive && rustix::process::geteuid().is_root();
         let (give, pieces) = mpsc::channel(WAITING);
         let work = in_thread(move || {
@@ -207,7 +212,7 @@ impl Copy<'_> {
             ));
         }
         let (response, stat) = self.open(pod, path).await?;
-        self.progress.expect((stat.kind == FileKind::File).then_some(stat.size));
+        self.progress.expect((stat.kind == FileKind::File).then(|| archive_size(stat.size)));
         let mut body = response.into_body();
         while let Some(frame) = body.frame().await {
             let frame =
