@@ -58,6 +58,7 @@ pub fn run(config: Config) -> ExitCode {
     }
     failpoint::arm();
     raise_descriptor_limit();
+    one_heap();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -91,6 +92,17 @@ fn locked(lock: &std::fs::File) -> bool {
             return false;
         }
         std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// One heap for all threads. glibc gives each thread a heap of its own, and what is freed in one is of no use to the others: a
+/// daemon that answered a hundred thousand requests kept ten megabytes more that way. Nothing here allocates so often
+/// that threads would wait for each other.
+fn one_heap() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: plain integers; there are no other threads yet.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 1);
     }
 }
 

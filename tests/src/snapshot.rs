@@ -167,7 +167,7 @@ fn files(folder: &Path, base: &Path, add: &mut impl FnMut(String)) {
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
         let path = entry.path();
         let shown = path.strip_prefix(base).unwrap_or(&path).display().to_string();
-        if shown == "run/boot" || shown == "run/lock" {
+        if matches!(shown.as_str(), "run/boot" | "run/lock" | "run/events/before" | "run/events/last") {
             continue;
         }
         add(format!("file {shown}"));
