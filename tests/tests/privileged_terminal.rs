@@ -79,25 +79,34 @@ fn bash_is_used_as_at_any_terminal() {
     terminal.wait_for("sleeping\n");
     terminal.keys("\x03");
     terminal.wait_for("^C");
+    terminal.wait_until("the prompt is back", |terminal| terminal.transcript().ends_with("$ "));
     assert_eq!(terminal.line("echo $?").trim(), "130");
     terminal.forget();
     terminal.keys("sh -c 'read line; echo \"had <$line>\"'\n");
     terminal.wait_for("$line>\"'\n");
-    // typed when the reader is in front, or else the shell itself takes the key
-    until("the reader is in front", PATIENCE, || {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", running(&client).pid?)).ok()?;
-        let words: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+    // typed when the reader is in front and reads, or else the shell itself takes the keys
+    let reader_reads = || {
+        let stat = |pid: &str| {
+            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+            Some(stat.rsplit_once(')')?.1.split_whitespace().map(str::to_owned).collect::<Vec<_>>())
+        };
+        let shell = stat(&running(&client).pid?.to_string())?;
         // process group and foreground process group
-        (words[2] != words[5]).then_some(())
-    });
+        let (own, in_front) = (&shell[2], &shell[5]);
+        (own != in_front && stat(in_front)?[0] == "S").then_some(())
+    };
+    until("the reader is in front", PATIENCE, reader_reads);
     terminal.keys("\x1a");
     terminal.wait_for("Stopped");
+    terminal.wait_until("the prompt is back", |terminal| terminal.transcript().ends_with("$ "));
     assert!(terminal.line("jobs").contains("Stopped"));
     terminal.forget();
     terminal.keys("fg\n");
     terminal.wait_for("read line");
+    until("the reader is in front again", PATIENCE, reader_reads);
     terminal.keys("back again\n");
     terminal.wait_for("had <back again>");
+    terminal.wait_until("the prompt is back", |terminal| terminal.transcript().ends_with("$ "));
 
     // typed and printed beyond ASCII
     assert_eq!(terminal.line("printf '%s' 'grüße €𝄞' | wc -c").trim(), "15");
@@ -109,7 +118,10 @@ fn bash_is_used_as_at_any_terminal() {
 
     // Ctrl-D at a prompt ends the shell with the last code, and the terminal is as it was
     terminal.line("sh -c 'exit 41'");
+    terminal.forget();
     terminal.keys("(exit 42)\n");
+    // typed at the prompt: while a command runs, Ctrl-D is that command's end of input
+    terminal.wait_until("the prompt is back", |terminal| terminal.transcript().ends_with("$ "));
     terminal.keys("\x04");
     assert_eq!(terminal.wait_exit().code(), Some(42));
     assert_eq!(terminal.attributes(), terminal.initial);
