@@ -17,7 +17,8 @@ use crate::config::{self, Config};
 use crate::host::Host;
 use crate::layout::Layout;
 use crate::node::Node;
-use crate::{api, failpoint, recovery};
+use crate::telemetry::Telemetry;
+use crate::{api, failpoint, observe, recovery};
 
 /// Exit code of a daemon that could not start or had to give up.
 pub const FAILED: u8 = 1;
@@ -27,7 +28,7 @@ pub const BAD_INPUT: u8 = 2;
 pub const LOCKED: u8 = 3;
 
 /// Runs the daemon until SIGTERM or SIGINT. Pods outlive it.
-pub fn run(config: Config) -> ExitCode {
+pub fn run(config: Config, telemetry: &Telemetry) -> ExitCode {
     if !rustix::process::geteuid().is_root() {
         eprintln!(
             "agentd: must run as root to make namespaces and cgroups (found uid {}); use sudo or the systemd unit",
@@ -66,7 +67,16 @@ pub fn run(config: Config) -> ExitCode {
             return ExitCode::from(FAILED);
         }
     };
-    let result = runtime.block_on(serve(config));
+    let result = runtime.block_on(async {
+        let stop = CancellationToken::new();
+        let (delivering, token) = (telemetry.clone(), stop.clone());
+        let delivery = tokio::spawn(async move { delivering.run(token).await });
+        let result = serve(config, telemetry).await;
+        // ends by itself some seconds after this
+        stop.cancel();
+        let _ = delivery.await;
+        result
+    });
     runtime.shutdown_timeout(Duration::from_secs(5));
     drop(lock);
     match result {
@@ -114,7 +124,7 @@ fn raise_descriptor_limit() {
     let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
 }
 
-async fn serve(config: Config) -> Result<(), String> {
+async fn serve(config: Config, telemetry: &Telemetry) -> Result<(), String> {
     let began = Instant::now();
     let host = Host::start(config)?;
     // what is wrong with these is told before anything of the pods is touched
@@ -122,11 +132,25 @@ async fn serve(config: Config) -> Result<(), String> {
     let access = Access::open(&host.config.api, Arc::clone(&host.audit))?;
     let access = Arc::new(access.tell(move |policy| volumes.close(policy.folders())));
     let tls = tls(&host.config.api)?;
+    let metrics_tls = metrics_tls(&host.config)?;
+    // beside the recovery, which takes as long
+    let watched = Arc::clone(&host);
+    let watching = tokio::task::spawn_blocking(move || watched.watcher.start(&watched.driver));
     let node = Node::new(Arc::clone(&host));
     let report = recovery::run(&node).await?;
     tracing::info!(?report, "recovered in {:?}", began.elapsed());
+    if let Err(error) = watching.await {
+        tracing::error!("the programs that watch containers could not be loaded: {error}");
+    }
+    let watchers = observe::tasks::spawn(&node);
+    let delivery = telemetry.clone();
+    host.gatherer.add(Box::new(move |batch, scope| {
+        observe::latency::LATENCIES.fill(batch, scope);
+        delivery.fill(batch, scope);
+    }));
     host.pool.open();
     let tcp = listen_tcp(&host.config.api)?;
+    let metrics = listen_metrics(&host.config.metrics)?;
     let listeners = api::Listeners { unix: listen(&host)?, tcp, tls: tls.clone() };
     let limits = api::Limits {
         connections: host.config.api.max_connections as usize,
@@ -135,11 +159,17 @@ async fn serve(config: Config) -> Result<(), String> {
     };
     let shutdown = CancellationToken::new();
     let server = tokio::spawn(api::serve(Arc::clone(&node), Arc::clone(&access), listeners, shutdown.clone(), limits));
+    let metrics = observe::listener::serve(Arc::clone(&node), metrics, metrics_tls.clone(), shutdown.clone());
+    let metrics = tokio::spawn(metrics);
+    let pushing = telemetry.metrics().map(|(pusher, interval)| {
+        tokio::spawn(observe::push::run(Arc::clone(&node), pusher, interval, shutdown.clone()))
+    });
     let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Ready]);
     tracing::info!(socket = %host.config.paths.socket.display(), "agentd {} is ready", env!("CARGO_PKG_VERSION"));
     let watchdog = tokio::spawn(watchdog());
     let collector = tokio::spawn(collect_images(Arc::clone(&host)));
     let tidying = tokio::spawn(tidy_network(Arc::clone(&host)));
+    let profiling = tokio::spawn(crate::profile::follow(Arc::clone(&node)));
     let mut terminate = signal(SignalKind::terminate()).map_err(|e| e.to_string())?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(|e| e.to_string())?;
     let mut hangup = signal(SignalKind::hangup()).map_err(|e| e.to_string())?;
@@ -149,7 +179,7 @@ async fn serve(config: Config) -> Result<(), String> {
             _ = interrupt.recv() => tracing::info!("SIGINT: agentd ends, pods run on"),
             _ = hangup.recv() => {
                 tracing::info!("SIGHUP: TLS files and access list are read again if they have changed");
-                read_again(&host, &access, tls.as_deref());
+                read_again(&host, &access, [tls.as_deref(), metrics_tls.as_deref()]);
                 continue;
             }
         }
@@ -160,6 +190,15 @@ async fn serve(config: Config) -> Result<(), String> {
     watchdog.abort();
     collector.abort();
     tidying.abort();
+    for task in &watchers {
+        task.abort();
+    }
+    metrics.abort();
+    if let Some(pushing) = pushing {
+        // what was counted to the end is handed over before delivery ends
+        let _ = tokio::time::timeout(Duration::from_secs(5), pushing).await;
+    }
+    profiling.abort();
     // connections end by themselves; one that does not is cut with the process
     let _ = tokio::time::timeout(Duration::from_secs(5), server).await;
     host.pool.close().await;
@@ -201,19 +240,61 @@ fn tls(config: &config::Api) -> Result<Option<Arc<Tls>>, String> {
     }
 }
 
+/// TLS of the metrics listeners, where they have any: files of their own, else the API's.
+fn metrics_tls(config: &Config) -> Result<Option<Arc<Tls>>, String> {
+    let (metrics, api) = (&config.metrics, &config.api);
+    if !metrics.tls || metrics.listen.is_empty() {
+        return Ok(None);
+    }
+    let certificate = metrics.tls_certificate.clone().or_else(|| api.tls_certificate.clone());
+    let key = metrics.tls_key.clone().or_else(|| api.tls_key.clone());
+    let client_ca = metrics.tls_client_ca.clone().or_else(|| api.tls_client_ca.clone());
+    match (certificate, key, client_ca) {
+        (Some(certificate), Some(key), Some(client_ca)) => {
+            let own = [
+                ("tls_certificate", metrics.tls_certificate.is_some()),
+                ("tls_key", metrics.tls_key.is_some()),
+                ("tls_client_ca", metrics.tls_client_ca.is_some()),
+            ];
+            let tls = Tls::open(tls::Files { certificate, key, client_ca }).map_err(|error| {
+                // the reader of the files knows them by their names in [api]
+                let own = own.iter().filter(|(_, own)| *own);
+                let error =
+                    own.fold(error, |text, (key, _)| text.replace(&format!("api.{key}"), &format!("metrics.{key}")));
+                format!("metrics.tls: {error}")
+            });
+            Ok(Some(Arc::new(tls?)))
+        }
+        _ => Err("metrics.tls: needs tls_certificate, tls_key and tls_client_ca, in [metrics] or [api]".to_owned()),
+    }
+}
+
 /// Connections that wait to be accepted.
 const BACKLOG: u32 = 1024;
 
-fn listen_tcp(config: &config::Api) -> Result<Vec<TcpListener>, String> {
-    let listen = |address: SocketAddr| {
-        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-        socket.set_reuseaddr(true)?;
-        socket.bind(address)?;
-        socket.listen(BACKLOG)
-    };
+fn listen_on(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
+
+fn listen_metrics(config: &config::Metrics) -> Result<Vec<TcpListener>, String> {
     let mut listeners = Vec::new();
     for (index, address) in config.addresses().into_iter().enumerate() {
-        let listener = listen(address)
+        let listener = listen_on(address)
+            .map_err(|e| format!("metrics.listen[{index}]: cannot listen on {address}: {e}; choose another address"))?;
+        let how = if config.tls { "with TLS" } else { "in plain text" };
+        tracing::info!(%address, "metrics are served {how}");
+        listeners.push(listener);
+    }
+    Ok(listeners)
+}
+
+fn listen_tcp(config: &config::Api) -> Result<Vec<TcpListener>, String> {
+    let mut listeners = Vec::new();
+    for (index, address) in config.addresses().into_iter().enumerate() {
+        let listener = listen_on(address)
             .map_err(|e| format!("api.listen[{index}]: cannot listen on {address}: {e}; choose another address"))?;
         let how = if config.insecure { "in plain text" } else { "with TLS" };
         tracing::info!(%address, "the API is served over TCP {how}");
@@ -223,10 +304,10 @@ fn listen_tcp(config: &config::Api) -> Result<Vec<TcpListener>, String> {
 }
 
 /// Looks at the files of TLS and of the access list at once.
-fn read_again(host: &Host, access: &Access, tls: Option<&Tls>) {
+fn read_again(host: &Host, access: &Access, tls: [Option<&Tls>; 2]) {
     access.look_again();
     access.refresh(&host.events);
-    if let Some(tls) = tls {
+    for tls in tls.into_iter().flatten() {
         tls.look_again();
         tls.current(&host.events);
     }

@@ -167,6 +167,35 @@ fn sections() -> Vec<Section> {
 }
 
 #[test]
+fn every_metric_of_the_daemon_is_documented() {
+    use agentd_metrics::model::Kind;
+    let page = page("metrics.md");
+    let documented = table(&page, "| Name | Kind | Labels | What it is |");
+    let documented: Vec<_> = documented.iter().map(|row| (quoted(row[0])[0], row[1], quoted(row[2]), row[3])).collect();
+    let mut known = Vec::new();
+    for family in agentd_metrics::catalogue::agent::ALL {
+        let total = if family.kind == Kind::Counter && family.total { "_total" } else { "" };
+        let kind = match family.kind {
+            Kind::Counter => "counter",
+            Kind::Gauge => "gauge",
+            Kind::Histogram => "histogram",
+        };
+        let labels: Vec<String> = family.labels.iter().map(|label| label.replace('.', "_")).collect();
+        known.push((format!("{}{total}", family.name), kind, labels, family.help));
+    }
+    let shown: Vec<_> = known
+        .iter()
+        .map(|(name, kind, labels, help)| {
+            (name.as_str(), *kind, labels.iter().map(String::as_str).collect::<Vec<_>>(), *help)
+        })
+        .collect();
+    for row in &shown {
+        assert!(documented.contains(row), "docs/metrics.md does not have {row:?}");
+    }
+    assert_eq!(documented.len(), shown.len(), "docs/metrics.md has metrics that there are not");
+}
+
+#[test]
 fn every_word_of_agentctl_is_documented() {
     fn check(command: &clap::Command, words: &str, sections: &[Section], missing: &mut Vec<String>) {
         let about: Vec<&Section> = sections

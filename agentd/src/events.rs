@@ -49,6 +49,14 @@ pub const KINDS: &[(&str, &str)] = &[
     ("container-killing", "A container is being ended."),
     ("container-ended", "A container has ended; the message has its state and the reason."),
     ("container-oom", "The kernel killed a process for want of memory."),
+    ("container-exec", "A program began in a container."),
+    (
+        "container-exit",
+        "A process of a container has ended; the message has its status, or the signal and who sent it.",
+    ),
+    ("container-connect-failed", "A container could not connect to a TCP peer."),
+    ("container-pressure", "A container crossed a threshold of waiting for CPU, memory or I/O, or is below it again."),
+    ("container-events-limited", "Events of a container were left out; the message has how many, and why."),
     ("session-started", "A program was started in a container for somebody."),
     ("session-attached", "Somebody has attached to a session that runs, or has ended a short while ago."),
     ("session-ended", "A session has ended; the message has how."),
@@ -60,6 +68,7 @@ pub const KINDS: &[(&str, &str)] = &[
     ("acl-reloaded", "A new access list is in use."),
     ("acl-reload-failed", "The changed access list is at fault; the one before stays in use."),
     ("tls-reloaded", "New TLS files of the API are in use."),
+    ("programs-reattached", "Programs that watch containers were detached by somebody, and hang in the kernel again."),
     ("tls-reload-failed", "Changed TLS files of the API are at fault; those before stay in use."),
 ];
 
@@ -181,10 +190,27 @@ impl Events {
             container = subject.container,
             "{message}"
         );
+        self.enter(kind, subject, jiff::Timestamp::now(), message);
+    }
+
+    /// The same of something that the kernel saw at a time a moment ago. There may be many of these, and the daemon's log has
+    /// them at the level `debug`.
+    pub fn publish_at(&self, kind: &str, subject: Subject<'_>, time: jiff::Timestamp, message: String) {
+        tracing::debug!(
+            kind,
+            pod = subject.pod,
+            instance = subject.instance,
+            container = subject.container,
+            "{message}"
+        );
+        self.enter(kind, subject, time, message);
+    }
+
+    fn enter(&self, kind: &str, subject: Subject<'_>, time: jiff::Timestamp, message: String) {
         let mut ring = self.ring();
         let event = Event {
             id: ring.next,
-            time: jiff::Timestamp::now().to_string(),
+            time: time.to_string(),
             kind: kind.to_owned(),
             pod: subject.pod.map(str::to_owned),
             instance: subject.instance.map(str::to_owned),

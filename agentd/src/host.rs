@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use agentd_api::pod::PodSpec;
 use agentd_api::problem::Violation;
@@ -30,8 +30,10 @@ use crate::access::audit::{self, Audit};
 use crate::config::{Config, DiskEnforcement, Subnet6};
 use crate::events::{Events, Subject};
 use crate::layout::Layout;
+use crate::observe::latency::LATENCIES;
 use crate::pool::Pool;
 use crate::sandbox::Sandboxes;
+use crate::telemetry::{self, spans};
 
 /// First host id of user namespaces, above those that `useradd` gives out.
 const USER_NAMESPACE_BASE: u32 = 0x7000_0000;
@@ -67,6 +69,10 @@ pub struct Host {
     pub audit: Arc<Audit>,
     /// Sessions in containers.
     pub sessions: Arc<crate::session::Registry>,
+    /// Who is watched, and the programs that watch.
+    pub watcher: crate::observe::Watcher,
+    /// Metrics.
+    pub gatherer: crate::observe::gather::Gatherer,
     /// What this daemon can hand on.
     pub capabilities: HostCapabilities,
     /// Sandboxes.
@@ -83,6 +89,8 @@ pub struct Host {
     pub fetcher: agentd_fetcher::Fetcher,
     /// Told when an instance has left its networks, so that what nobody uses any more is removed.
     pub network_left: tokio::sync::Notify,
+    /// Which functions containers spend their time in.
+    pub profiles: Arc<crate::profile::Profiles>,
     isolators: Vec<Arc<dyn Isolator>>,
 }
 
@@ -165,8 +173,12 @@ impl Host {
         let secrets = crate::secrets::Secrets::new(config.paths.secrets.clone(), credentials);
         let fetcher = agentd_fetcher::Fetcher::new(fetcher_settings(&config, &layout));
         let events = Events::open(&layout)?;
+        let watcher = crate::observe::Watcher::new(config.observe.clone());
+        let unprofiled = crate::observe::stacks::refused(&config.observe);
+        let gatherer = crate::observe::gather::Gatherer::new(&config.metrics, &layout);
         let host = Arc::new(Self {
             memory: Memory::new(Arc::clone(&driver)),
+            profiles: Arc::new(crate::profile::Profiles::new(Arc::clone(&driver), unprofiled)?),
             config,
             layout,
             facts,
@@ -180,6 +192,8 @@ impl Host {
             events,
             audit: Arc::new(audit),
             sessions: Arc::default(),
+            watcher,
+            gatherer,
             capabilities,
             sandboxes,
             pool,
@@ -202,6 +216,7 @@ impl Host {
         }
         self.network.check(pod, &mut violations);
         crate::placement::check(pod, self.hostname(), &mut violations);
+        violations.extend(crate::profile::wanted::check(pod));
         violations
     }
 
@@ -211,18 +226,20 @@ impl Host {
         context: &ContainerContext<'_>,
         launch: &mut agentd_isolators::Launch,
     ) -> Result<(), agentd_isolators::IsolatorError> {
-        self.isolators.iter().try_for_each(|isolator| isolator.prepare(context, launch))
+        self.isolators
+            .iter()
+            .try_for_each(|isolator| step(&**isolator, "prepare", || isolator.prepare(context, launch)))
     }
 
     /// Applies changed resources of a running container. Blocking.
     pub fn update(&self, context: &ContainerContext<'_>) -> Result<(), agentd_isolators::IsolatorError> {
-        self.isolators.iter().try_for_each(|isolator| isolator.update(context))
+        self.isolators.iter().try_for_each(|isolator| step(&**isolator, "update", || isolator.update(context)))
     }
 
     /// Removes what a start of a container left. Blocking.
     pub fn cleanup(&self, context: &ContainerContext<'_>) {
         for isolator in &self.isolators {
-            if let Err(error) = isolator.cleanup(context) {
+            if let Err(error) = step(&**isolator, "cleanup", || isolator.cleanup(context)) {
                 tracing::warn!(instance = context.instance, container = context.container.name, "cleanup: {error}");
             }
         }
@@ -273,6 +290,18 @@ impl Host {
     }
 }
 
+/// One step of an isolator, measured.
+fn step<T, E: std::fmt::Display>(
+    isolator: &dyn Isolator,
+    name: &'static str,
+    work: impl FnOnce() -> Result<T, E>,
+) -> Result<T, E> {
+    let (began, span) = (Instant::now(), spans::isolator(isolator.name(), name));
+    let result = span.in_scope(work);
+    LATENCIES.isolators.of((isolator.name(), name)).observe_of(began.elapsed(), telemetry::trace_of(&span));
+    result.inspect_err(|error| spans::failed(&span, error))
+}
+
 /// Owner of a secret volume: the numeric user of the first container that mounts it, else root.
 fn owner(pod: &PodSpec, volume: &str) -> (u32, u32) {
     let container = pod.containers.iter().find(|c| c.volume_mounts.iter().any(|m| m.name == volume));
@@ -301,9 +330,20 @@ fn watch_oom(host: &Arc<Host>) {
                 Ok(Some(victim)) => {
                     // in the cgroup2 tree the processes are in a leaf below the container's directory
                     let path = victim.cgroup.trim_matches('/').trim_end_matches("/init").to_owned();
-                    let Some(id) = path.strip_prefix(&prefix).and_then(|rest| rest.split('/').next()) else { continue };
+                    let Some(rest) = path.strip_prefix(&prefix) else { continue };
+                    let (id, slot) = rest.split_once('/').unwrap_or((rest, ""));
                     let message = format!("out of memory: the kernel killed {} (process {})", victim.task, victim.pid);
-                    host.events.publish("container-oom", Subject { instance: Some(id), ..Subject::default() }, message);
+                    // where a program in the kernel tells of victims, each is told once
+                    if host.watcher.settings.tells("oom") && !host.watcher.tells_oom() {
+                        let slot = slot.strip_prefix('c').and_then(|slot| slot.split('/').next()?.parse().ok());
+                        let known = slot.and_then(|slot| host.watcher.registry.last_of(id, slot));
+                        let subject = Subject {
+                            pod: known.as_ref().map(|identity| identity.pod.as_str()),
+                            instance: Some(id),
+                            container: known.as_ref().map(|identity| identity.container.as_str()),
+                        };
+                        host.events.publish("container-oom", subject, message);
+                    }
                     host.victims.lock().unwrap_or_else(PoisonError::into_inner).insert(path, victim);
                 }
                 Ok(None) => {}
@@ -347,7 +387,8 @@ fn network_settings(config: &Config, layout: &Layout) -> NetworkSettings {
     settings.port_range = (network.port_range.first, network.port_range.last);
     settings.aliases.clone_from(&network.aliases);
     settings.host_access = network.host_access;
-    settings.daemon_ports = config.api.addresses().iter().map(std::net::SocketAddr::port).collect();
+    let listeners = [config.api.addresses(), config.metrics.addresses()];
+    settings.daemon_ports = listeners.iter().flatten().map(std::net::SocketAddr::port).collect();
     settings.daemon_ports.sort_unstable();
     settings.daemon_ports.dedup();
     settings.daemon_access = config.api.pods_may_connect;

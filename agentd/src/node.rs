@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use agentd_api::message::{NodeInfo, NodeResources};
 use agentd_api::pod::{KillSelection, PodSpec};
@@ -14,6 +15,7 @@ use agentd_api::resources::{Resources, Shortfall, shortfall};
 use agentd_api::status::{InstancePhase, PodStatus};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
+use tracing::Instrument;
 
 use crate::admission::Ledger;
 use crate::checkpoint::{self, Durability};
@@ -22,8 +24,11 @@ use crate::failpoint;
 use crate::host::Host;
 use crate::instance::{self, Handle};
 use crate::layout::Layout;
+use crate::observe::latency::LATENCIES;
 use crate::session::{Begin, Session};
 use crate::target;
+use crate::telemetry::start::Start;
+use crate::telemetry::{self, spans};
 
 /// Why something could not be done for a pod.
 #[derive(Debug, thiserror::Error)]
@@ -37,6 +42,9 @@ pub enum NodeError {
     /// There is no such pod.
     #[error("there is no pod {0}; `agentctl pod ls` lists those that there are")]
     NotFound(String),
+    /// There is the pod, and what was named of it is not there. One line that says what it has.
+    #[error("{0}")]
+    NotInPod(String),
     /// The request contradicts what there is.
     #[error("{0}")]
     Conflict(String),
@@ -172,9 +180,11 @@ impl Node {
     /// Begins one instance for each grant.
     pub(crate) async fn add_instances(&self, spec: &PodSpec, grants: Vec<instance::Grant>) -> Result<(), String> {
         for grant in grants {
-            let sandbox = self.host.pool.claim().await?;
+            let start = Start::begin(&spec.id, self.host.hostname());
+            let sandbox = self.host.pool.claim().instrument(start.parent().step("sandbox.claim")).await?;
             let id = sandbox.id.clone();
-            match instance::begin(&self.host, spec.clone(), sandbox, grant) {
+            start.of_instance(&id);
+            match instance::begin(&self.host, spec.clone(), sandbox, grant, start) {
                 Ok(handle) => self.enter(&spec.id, handle),
                 Err(error) => {
                     self.host.sandboxes.destroy(&id).await?;
@@ -419,6 +429,16 @@ impl Node {
 
     /// Begins a session in a running container.
     pub async fn begin_session(&self, begin: Begin) -> Result<Session, NodeError> {
+        let (since, span) = (Instant::now(), spans::exec_begin(&begin.pod));
+        let result = self.begin_session_within(begin).instrument(span.clone()).await;
+        match &result {
+            Ok(_) => LATENCIES.exec_begin.observe_of(since.elapsed(), telemetry::trace_of(&span)),
+            Err(error) => spans::failed(&span, error),
+        }
+        result
+    }
+
+    async fn begin_session_within(&self, begin: Begin) -> Result<Session, NodeError> {
         let status = self.get(&begin.pod)?;
         let request = &begin.request;
         let target = target::find(&status, request.instance.as_deref(), request.container.as_deref())?;
@@ -453,6 +473,16 @@ impl Node {
             None => self.list(),
         };
         crate::usage::of(&self.host, pods).await.map_err(NodeError::Failed)
+    }
+
+    /// Metrics of everything, gathered now or a moment ago.
+    pub async fn gather(&self) -> Result<Arc<crate::observe::gather::Gathered>, crate::observe::gather::Missed> {
+        let picture = || crate::observe::gather::Picture {
+            pods: self.list(),
+            info: self.info(),
+            sessions: self.sessions().iter().map(|session| session.status().state).collect(),
+        };
+        crate::observe::gather::Gatherer::gather(&self.host, picture).await
     }
 
     /// The node as a whole.

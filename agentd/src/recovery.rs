@@ -14,11 +14,13 @@ use std::sync::Arc;
 
 use agentd_api::pod::Image;
 use agentd_api::resources::Resources;
+use tracing::Instrument;
 
 use crate::checkpoint::{self, Durability};
 use crate::events::Subject;
 use crate::instance::{self, Handle, Record};
 use crate::node::{Node, NodeError, Wanted};
+use crate::telemetry::spans;
 
 /// What was found.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
@@ -58,6 +60,12 @@ impl Report {
 
 /// Recovers. To be called once, before the API serves and before the pool fills.
 pub async fn run(node: &Arc<Node>) -> Result<Report, String> {
+    let span = spans::recovery();
+    let result = recover(node).instrument(span.clone()).await;
+    result.inspect_err(|error| spans::failed(&span, error))
+}
+
+async fn recover(node: &Arc<Node>) -> Result<Report, String> {
     let host = &node.host;
     let mut report = Report::default();
     forget_other_boot(node)?;

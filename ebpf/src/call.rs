@@ -1,14 +1,20 @@
-//! The commands of `bpf(2)` that agentd uses, each as a function over descriptors.
+//! The commands of `bpf(2)` that agentd uses beside aya's, each as a function over descriptors.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
+const MAP_LOOKUP: libc::c_long = 1;
+const MAP_UPDATE: libc::c_long = 2;
+const MAP_DELETE: libc::c_long = 3;
 const PROG_LOAD: libc::c_long = 5;
 const PROG_ATTACH: libc::c_long = 8;
 const PROG_DETACH: libc::c_long = 9;
 const PROG_GET_FD_BY_ID: libc::c_long = 13;
 const OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 const PROG_QUERY: libc::c_long = 16;
+const MAP_LOOKUP_BATCH: libc::c_long = 24;
+const LINK_CREATE: libc::c_long = 28;
+const ENABLE_STATS: libc::c_long = 32;
 
 const TYPE_CGROUP_DEVICE: u32 = 15;
 const ATTACH_CGROUP_DEVICE: u32 = 6;
@@ -114,6 +120,73 @@ struct RawProgramInfo {
     nr_map_ids: u32,
     map_ids: u64,
     name: [u8; NAME_LENGTH],
+}
+
+/// What a program has done, from `struct bpf_prog_info`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ProgramRuns {
+    /// Number that the kernel gave it.
+    pub id: u32,
+    /// Time in it while statistics were on, ns.
+    pub run_time: u64,
+    /// Runs while statistics were on.
+    pub runs: u64,
+    /// Runs left out because it was already running on that CPU.
+    pub missed: u64,
+}
+
+/// `struct bpf_prog_info` as far as the count of missed runs.
+#[repr(C)]
+#[derive(Default)]
+struct RawProgramRuns {
+    head: RawProgramInfo,
+    ifindex: u32,
+    flags: u32,
+    netns_dev: u64,
+    netns_ino: u64,
+    symbol_counts: [u32; 2],
+    symbols: [u64; 2],
+    types: [u32; 2],
+    func_info: u64,
+    func_counts: [u32; 2],
+    lines: [u64; 2],
+    line_counts: [u32; 4],
+    tags: u64,
+    run_time: u64,
+    runs: u64,
+    missed: u64,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct ElementAttributes {
+    map_fd: u32,
+    padding: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct BatchAttributes {
+    in_batch: u64,
+    out_batch: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    map_fd: u32,
+    element_flags: u64,
+    flags: u64,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct LinkAttributes {
+    prog_fd: u32,
+    target_fd: u32,
+    attach_type: u32,
+    flags: u32,
 }
 
 /// Makes the call with an attribute structure of the command's own length.
@@ -222,6 +295,158 @@ pub fn program_info(program: BorrowedFd<'_>) -> io::Result<ProgramInfo> {
     Ok(ProgramInfo { id: info.id, tag: info.tag, name: info.name })
 }
 
+/// What a program has done.
+pub fn program_runs(program: BorrowedFd<'_>) -> io::Result<ProgramRuns> {
+    let mut info = RawProgramRuns::default();
+    let mut attributes = InfoAttributes {
+        bpf_fd: raw(program),
+        info_len: std::mem::size_of::<RawProgramRuns>() as u32,
+        info: (&raw mut info) as u64,
+    };
+    // SAFETY: `info` lives until after the call and is given with its size; its own addresses are 0 with length 0.
+    unsafe { bpf(OBJ_GET_INFO_BY_FD, &mut attributes) }?;
+    Ok(ProgramRuns { id: info.head.id, run_time: info.run_time, runs: info.runs, missed: info.missed })
+}
+
+/// The cgroup that a link is on, by its id; 0 once somebody has detached it. Links of other kinds have none.
+pub fn link_cgroup(link: BorrowedFd<'_>) -> io::Result<u64> {
+    // `struct bpf_link_info`: type, id, prog_id, padding, then by type: cgroup_id, attach_type
+    let mut info = [0_u64; 8];
+    let mut attributes = InfoAttributes {
+        bpf_fd: raw(link),
+        info_len: std::mem::size_of_val(&info) as u32,
+        info: info.as_mut_ptr() as u64,
+    };
+    // SAFETY: `info` lives until after the call and is given with its size; the kernel is asked for no string.
+    unsafe { bpf(OBJ_GET_INFO_BY_FD, &mut attributes) }?;
+    Ok(info[2])
+}
+
+/// Keeps statistics of all programs as long as the descriptor is open.
+pub fn enable_run_time_statistics() -> io::Result<OwnedFd> {
+    let mut kind = 0_u32;
+    // SAFETY: the structure is one number, `BPF_STATS_RUN_TIME`.
+    unsafe { bpf(ENABLE_STATS, &mut kind) }.map(owned)
+}
+
+/// Where a link hangs a program: `enum bpf_attach_type`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Attach {
+    /// Packets received below a cgroup.
+    CgroupIngress = 0,
+    /// Packets sent below a cgroup.
+    CgroupEgress = 1,
+    /// TCP connections below a cgroup.
+    CgroupSockOps = 3,
+    /// A perf event.
+    PerfEvent = 41,
+}
+
+/// Hangs a program on a cgroup or a perf event by a link: it is taken off when the descriptor is closed. On a cgroup other
+/// programs may hang beside it.
+pub fn link(program: BorrowedFd<'_>, target: BorrowedFd<'_>, how: Attach) -> io::Result<OwnedFd> {
+    let mut attributes =
+        LinkAttributes { prog_fd: raw(program), target_fd: raw(target), attach_type: how as u32, flags: 0 };
+    // SAFETY: the structure holds descriptors and flags only, no address.
+    unsafe { bpf(LINK_CREATE, &mut attributes) }.map(owned)
+}
+
+/// Opens the tracepoint of this number as a perf event of the whole host. A program linked to it runs on every CPU.
+pub fn open_tracepoint(number: u64) -> io::Result<OwnedFd> {
+    // `struct perf_event_attr` in its first published size: type, size, config, period, sample type, read format, flags…
+    const PERF_ATTR_SIZE_VER0: usize = 64;
+    const PERF_TYPE_TRACEPOINT: u64 = 2;
+    const FLAG_CLOEXEC: libc::c_ulong = 8;
+    let mut attributes = [0_u64; PERF_ATTR_SIZE_VER0 / 8];
+    attributes[0] = PERF_TYPE_TRACEPOINT | (PERF_ATTR_SIZE_VER0 as u64) << 32;
+    attributes[1] = number;
+    // SAFETY: the attributes are as long as they say and live until after the call.
+    let answer =
+        unsafe { libc::syscall(libc::SYS_perf_event_open, attributes.as_ptr(), -1_i32, 0_i32, -1_i32, FLAG_CLOEXEC) };
+    if answer < 0 { Err(io::Error::last_os_error()) } else { Ok(owned(answer)) }
+}
+
+/// Copies the value under a key. `value` must be as long as the map's values, times the possible CPUs where there is one
+/// for each. Gives false if there is none.
+pub fn map_lookup(map: BorrowedFd<'_>, key: &[u8], value: &mut [u8]) -> io::Result<bool> {
+    let mut attributes = ElementAttributes {
+        map_fd: raw(map),
+        key: key.as_ptr() as u64,
+        value: value.as_mut_ptr() as u64,
+        ..ElementAttributes::default()
+    };
+    // SAFETY: the caller's slices live until after the call; that they are as long as the map's keys and values is what
+    // `observe::maps` checks when it takes the map.
+    match unsafe { bpf(MAP_LOOKUP, &mut attributes) } {
+        Ok(_) => Ok(true),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Writes a value under a key; with `new_only`, gives false if there is one already.
+pub fn map_update(map: BorrowedFd<'_>, key: &[u8], value: &[u8], new_only: bool) -> io::Result<bool> {
+    let mut attributes = ElementAttributes {
+        map_fd: raw(map),
+        key: key.as_ptr() as u64,
+        value: value.as_ptr() as u64,
+        flags: u64::from(new_only),
+        ..ElementAttributes::default()
+    };
+    // SAFETY: as for `map_lookup`.
+    match unsafe { bpf(MAP_UPDATE, &mut attributes) } {
+        Ok(_) => Ok(true),
+        Err(error) if new_only && error.raw_os_error() == Some(libc::EEXIST) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Removes a key; false if there is none.
+pub fn map_delete(map: BorrowedFd<'_>, key: &[u8]) -> io::Result<bool> {
+    let mut attributes =
+        ElementAttributes { map_fd: raw(map), key: key.as_ptr() as u64, ..ElementAttributes::default() };
+    // SAFETY: as for `map_lookup`.
+    match unsafe { bpf(MAP_DELETE, &mut attributes) } {
+        Ok(_) => Ok(true),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Copies up to `most` entries of a hash map, going on after `after`, the opaque mark of the call before. Gives how many
+/// there are and whether there may be more. Slices must hold `most` keys and values.
+pub fn map_lookup_batch(
+    map: BorrowedFd<'_>,
+    after: &mut Option<[u8; 16]>,
+    keys: &mut [u8],
+    values: &mut [u8],
+    most: u32,
+) -> io::Result<(usize, bool)> {
+    let before = *after;
+    let mut mark = [0_u8; 16];
+    let mut attributes = BatchAttributes {
+        in_batch: before.as_ref().map_or(0, |mark| mark.as_ptr() as u64),
+        out_batch: mark.as_mut_ptr() as u64,
+        keys: keys.as_mut_ptr() as u64,
+        values: values.as_mut_ptr() as u64,
+        count: most,
+        map_fd: raw(map),
+        ..BatchAttributes::default()
+    };
+    // SAFETY: all addresses are of slices that live until after the call; the mark of a hash map is a bucket's number of
+    // four bytes, and 16 are given; lengths as for `map_lookup`, times `most`.
+    let answer = unsafe { bpf(MAP_LOOKUP_BATCH, &mut attributes) };
+    match answer {
+        Ok(_) => {
+            *after = Some(mark);
+            Ok((attributes.count as usize, true))
+        }
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok((attributes.count as usize, false)),
+        Err(error) => Err(error),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -235,5 +460,10 @@ mod tests {
         assert_eq!(std::mem::offset_of!(QueryAttributes, prog_cnt), 24);
         assert_eq!(std::mem::offset_of!(RawProgramInfo, name), 64);
         assert_eq!(std::mem::size_of::<RawProgramInfo>(), 80);
+        assert_eq!(std::mem::offset_of!(RawProgramRuns, run_time), 192);
+        assert_eq!(std::mem::offset_of!(RawProgramRuns, missed), 208);
+        assert_eq!(std::mem::size_of::<ElementAttributes>(), 32);
+        assert_eq!(std::mem::offset_of!(BatchAttributes, map_fd), 36);
+        assert_eq!(std::mem::size_of::<BatchAttributes>(), 56);
     }
 }

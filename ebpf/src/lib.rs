@@ -6,5 +6,7 @@
 //!
 //! [`call`] holds the few commands of `bpf(2)` that this takes.
 
+pub mod btf;
 pub mod call;
 pub mod device;
+pub mod observe;

@@ -19,4 +19,4 @@ pub use capture::{Capture, LogError, Settings};
 pub use follow::Follow;
 pub use read::{Entries, ReadOptions, read};
 pub use record::{Entry, MAX_LINE, Stream};
-pub use setup::{Format, SetupError, init, valid_level};
+pub use setup::{Format, SetupError, TRACES, TraceLayer, init, valid_level};

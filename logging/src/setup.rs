@@ -4,6 +4,9 @@ use std::borrow::Cow;
 use std::io::{self, Write};
 
 use tracing_subscriber::filter::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{Layer, Registry};
 
 /// How the daemon logs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -47,23 +50,31 @@ fn plausible(level: &str) -> bool {
     })
 }
 
-/// Directives that stand before those that are given, which override them.
-const QUIETENED: &str = "netlink_packet_route=error";
+/// Target of spans that traces are made of; the daemon's log is without them.
+pub const TRACES: &str = "agentd_trace";
 
-/// Sets up the daemon's log for the process. A log that cannot be written is not an error: the daemon runs on.
-pub fn init(level: &str, format: Format) -> Result<(), SetupError> {
+/// Directives that stand before those that are given, which override them.
+const QUIETENED: &str = "netlink_packet_route=error,agentd_trace=off";
+
+/// What makes traces of spans with the target [`TRACES`], with a filter of its own.
+pub type TraceLayer = Box<dyn Layer<Registry> + Send + Sync>;
+
+/// Sets up the daemon's log for the process, and traces where there is a layer for them. A log that cannot be written is not an
+/// error: the daemon runs on.
+pub fn init(level: &str, format: Format, traces: Option<TraceLayer>) -> Result<(), SetupError> {
     // of the attributes of newer kernels that it does not know, which nobody can do anything about
     let filter = EnvFilter::try_new(format!("{QUIETENED},{level}"))
         .map_err(|error| SetupError::Level { found: level.to_owned(), reason: error.to_string() })?;
-    let builder =
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(|| Line(io::stderr())).log_internal_errors(false);
-    let result = match format {
+    let lines = tracing_subscriber::fmt::layer().with_writer(|| Line(io::stderr())).log_internal_errors(false);
+    let lines: Box<dyn Layer<_> + Send + Sync> = match format {
         // The journal stamps lines itself, and colours would be noise in it.
-        Format::Text => {
-            let colours = std::io::IsTerminal::is_terminal(&std::io::stderr());
-            builder.with_ansi(colours).with_target(true).try_init()
-        }
-        Format::Json => builder.json().flatten_event(true).with_current_span(true).with_span_list(false).try_init(),
+        Format::Text => lines.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).with_target(true).boxed(),
+        Format::Json => lines.json().flatten_event(true).with_current_span(true).with_span_list(false).boxed(),
+    };
+    let result = match traces {
+        // the filter of the log is then one for all, so that no span of a trace is ever looked at
+        None => tracing_subscriber::registry().with(lines).with(filter).try_init(),
+        Some(traces) => tracing_subscriber::registry().with(traces.and_then(lines.with_filter(filter))).try_init(),
     };
     result.map_err(|_| SetupError::Twice)
 }
@@ -113,5 +124,34 @@ mod tests {
         line.write_all(b"INFO next\n").unwrap();
         let expected = b"INFO session: sh -c a\\nERROR forged\\r\\x00 \x1b[0m\t\xc3\xa9\nINFO next\n";
         assert_eq!(String::from_utf8_lossy(&line.0), String::from_utf8_lossy(expected));
+    }
+
+    #[test]
+    fn spans_of_traces_are_no_part_of_the_log() {
+        let text = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
+        let written = std::sync::Arc::clone(&text);
+        let lines =
+            tracing_subscriber::fmt::layer().with_ansi(false).with_writer(move || Line(Shared(written.clone())));
+        let filter = EnvFilter::try_new(format!("{QUIETENED},trace")).unwrap();
+        tracing::subscriber::with_default(tracing_subscriber::registry().with(lines).with(filter), || {
+            let span = tracing::info_span!(target: TRACES, "pod.start", secret = "yes");
+            assert!(span.is_disabled());
+            span.in_scope(|| tracing::trace!("an entry"));
+        });
+        let text = String::from_utf8(text.lock().unwrap().clone()).unwrap();
+        assert!(text.contains("an entry") && !text.contains("pod.start") && !text.contains("secret"), "{text}");
+    }
+
+    /// Where a test's log goes.
+    struct Shared(std::sync::Arc<std::sync::Mutex<Vec<u8>>>);
+
+    impl Write for Shared {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
     }
 }

@@ -138,6 +138,80 @@ fn a_principal_does_what_its_verbs_and_labels_allow() {
 }
 
 #[test]
+fn figures_events_and_profiles_are_for_those_who_may_see_their_pod() {
+    privileged!();
+    let on_a = |principal: &str, verbs: &str| {
+        format!("[[rule]]\nprincipals = [\"{principal}\"]\nverbs = [{verbs}]\nlabels = {{ team = \"a\" }}\n")
+    };
+    let acl = [
+        on_a("viewer", "\"view\""),
+        on_a("reader", "\"view\", \"logs\""),
+        on_a("worker", "\"view\", \"logs\", \"exec\""),
+        rule("boss", "\"admin\""),
+        "[[ceiling]]\nprincipals = [\"worker\"]\neverything = true\n".to_owned(),
+    ];
+    let remote = Remote::start(&acl.concat(), |options| options);
+    for name in ["viewer", "reader", "worker", "boss", "nobody"] {
+        remote.pki.client(name);
+    }
+    let client = remote.daemon.client();
+    for team in ["a", "b"] {
+        let mut pod = pods::sleeper(&format!("/{team}"));
+        pod["labels"] = json!({"team": team});
+        client.run_pod(&pod);
+    }
+    let status = |principal: &str, path: &str| remote.get(principal, path).status;
+    // of all pods and the host at once
+    for path in ["/metrics", "/v1/observe"] {
+        assert_eq!(["boss", "viewer", "nobody"].map(|who| status(who, path)), [200, 403, 403], "{path}");
+    }
+    let pods_told = |principal: &str, path: &str| -> Vec<String> {
+        let answer = remote.get(principal, path);
+        assert_eq!(answer.status, 200, "{path}: {answer:?}");
+        let scopes = answer.json["scopes"].as_array().cloned().unwrap_or_default();
+        let mut pods: Vec<_> =
+            scopes.iter().map(|scope| scope["labels"]["pod"].as_str().unwrap_or("-").to_owned()).collect();
+        pods.sort();
+        pods.dedup();
+        pods
+    };
+    for path in ["/v1/metrics", "/v1/metrics?pod=a", "/v1/metrics?container=main"] {
+        assert_eq!(pods_told("viewer", path), ["/a"], "{path}");
+    }
+    let all = pods_told("boss", "/v1/metrics");
+    assert!(["-", "/a", "/b"].iter().all(|pod| all.iter().any(|told| told == pod)), "{all:?}");
+    let text = remote.get("viewer", "/v1/metrics?format=prometheus").text;
+    assert!(text.contains("pod=\"/a\"") && !text.contains("pod=\"/b\"") && !text.contains("node_"), "{text:.500}");
+    assert_eq!(["b", "none"].map(|pod| status("viewer", &format!("/v1/metrics?pod={pod}"))), [403, 404]);
+    assert_eq!(status("nobody", "/v1/metrics"), 403);
+    // arguments of programs are in the events
+    for pod in ["a", "b"] {
+        let ran = client.post(&format!("/v1/pods/{pod}/exec"), &json!({"command": ["true", format!("word-of-{pod}")]}));
+        assert_eq!(ran.status, 201, "{ran:?}");
+    }
+    let words = |principal: &str| {
+        let text = remote.get(principal, "/v1/events?kind=container-exec").text;
+        ["word-of-a", "word-of-b"].map(|word| text.contains(word))
+    };
+    let exec = client.get("/v1/observe").json["signals"].as_array().cloned().unwrap_or_default();
+    if exec.iter().any(|signal| signal["signal"] == "exec" && signal["rung"] != "off") {
+        assert!(eventually(PATIENCE, || words("boss") == [true, true]));
+        assert_eq!(words("viewer"), [true, false]);
+    }
+    // to read what is kept is one right, to take the host's time for it another
+    for (who, kept, sampled) in [("viewer", 403, 403), ("reader", 404, 403), ("nobody", 403, 403)] {
+        assert_eq!(status(who, "/v1/profile?pod=a"), kept, "{who}");
+        assert_eq!(status(who, "/v1/profile?pod=a&seconds=1"), sampled, "{who}");
+    }
+    let sampled = status("worker", "/v1/profile?pod=a&seconds=1");
+    assert!(matches!(sampled, 200 | 503), "{sampled}");
+    assert_eq!(status("worker", "/v1/profile?pod=b&seconds=1"), 403);
+    for id in ["/a", "/b"] {
+        client.rm(id);
+    }
+}
+
+#[test]
 fn a_broken_list_refuses_to_start() {
     privileged!();
     let pki = Pki::new();
@@ -339,8 +413,10 @@ fn pods_do_not_reach_the_daemons_ports() {
     }
     for (may, expected) in [("false", false), ("true", true)] {
         let pki = Pki::new();
-        let port = free_port();
-        let daemon = pki.options(&format!("0.0.0.0:{port}")).set(&format!("api.pods_may_connect={may}")).start();
+        let (port, metrics) = (free_port(), free_port());
+        let options = pki.options(&format!("0.0.0.0:{port}")).set(&format!("api.pods_may_connect={may}"));
+        let options = options.set(&format!("metrics.listen=[\"0.0.0.0:{metrics}\"]")).set("metrics.insecure=true");
+        let daemon = options.start();
         let client = daemon.client();
         let tool = |id: &str, words: &[&str]| {
             let mut pod = arena::tools(pods::argv(id, &[&["/opt/testbox"], words].concat()));
@@ -358,9 +434,12 @@ fn pods_do_not_reach_the_daemons_ports() {
             (words.get(1) == Some(&"00000000")).then(|| words[2].to_owned())
         });
         let gateway = Ipv4Addr::from(u32::from_str_radix(&gateway.unwrap(), 16).unwrap().swap_bytes());
-        let (status, _) = client.run_to_end(&tool("/asks", &["connect", &gateway.to_string(), &port.to_string()]));
-        let exit = status.instances[0].containers[0].exit.unwrap();
-        assert_eq!(exit.success(), expected, "pods_may_connect={may}: {exit:?}");
+        for (what, port) in [("api", port), ("metrics", metrics)] {
+            let tool = tool(&format!("/asks-{what}"), &["connect", &gateway.to_string(), &port.to_string()]);
+            let (status, _) = client.run_to_end(&tool);
+            let exit = status.instances[0].containers[0].exit.unwrap();
+            assert_eq!(exit.success(), expected, "{what}, pods_may_connect={may}: {exit:?}");
+        }
         client.rm("/stays");
     }
 }

@@ -8,8 +8,10 @@ use std::process::ExitCode;
 
 use serde::Deserialize;
 
-/// The lowest layer. `agentd-ebpf` may import `agentd-api`; the others import nothing of the workspace.
+/// The lowest layer. `agentd-ebpf` may import `agentd-api` and its layouts; the others import nothing of the workspace.
 const LOWEST: &[&str] = &["agentd-api", "agentd-ebpf", "agentd-launcher"];
+/// Layouts that programs in the kernel and their loader share: imported by the loader alone.
+const LAYOUTS: &str = "agentd-ebpf-common";
 const MIDDLE: &[&str] =
     &["agentd-checks", "agentd-fetcher", "agentd-images", "agentd-isolators", "agentd-logging", "agentd-metrics"];
 const DAEMON: &str = "agentd";
@@ -62,8 +64,8 @@ pub fn violations(crates: &[Crate]) -> Vec<String> {
 
 fn may_import(name: &str) -> Option<Vec<&'static str>> {
     Some(match name {
-        "agentd-ebpf" => vec!["agentd-api"],
-        TESTBOX => Vec::new(),
+        "agentd-ebpf" => vec!["agentd-api", LAYOUTS],
+        LAYOUTS | TESTBOX => Vec::new(),
         name if LOWEST.contains(&name) => Vec::new(),
         name if MIDDLE.contains(&name) => LOWEST.to_vec(),
         DAEMON => [LOWEST, MIDDLE].concat(),

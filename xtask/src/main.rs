@@ -2,13 +2,15 @@
 //!
 //! - `demo`: runs the daemon from this tree and shows what it does;
 //! - `test [--with-peers] [TIER…] [-- FILTER…]`: runs the tests, by default those of every tier;
-//! - `bench NAME [--quick]`: measures, beside what is installed of other engines;
+//! - `bench NAME [--quick] [--agentd FILE] [--series NAMES]`: measures, beside what is installed of other engines;
 //! - `image DIR`: writes the demo's image;
+//! - `ebpf`: compiles the programs for the kernel into `ebpf/prebuilt`;
 //! - `check-layers`: holds that the crates import each other only downwards.
 
 mod bench;
 mod daemon;
 mod demo;
+mod ebpf;
 mod elevate;
 mod http;
 mod layers;
@@ -24,8 +26,12 @@ const USAGE: &str = "usage: cargo xtask TASK
   test [--with-peers] [TIER…] [-- ARG…] run tests; tiers: layers lint unit privileged interop; default all
                                         --with-peers first installs what the tests talk to (apt-get)
                                         ARG…: filters, given to the test runner
-  bench NAME [--quick]                  measure; names: pods exec (need root)
+  bench NAME [--quick] [--agentd FILE] [--series NAMES]
+                                        measure; names: pods exec observe (need root); series of exec: programs check pipe;
+                                        of observe: maps pipe redis compile daemon
+                                        --agentd FILE: another release build of the daemon
   image DIR                             write the demo's image as an OCI layout folder
+  ebpf                                  compile the programs for the kernel into ebpf/prebuilt (nightly toolchain)
   check-layers                          hold that the crates import each other only downwards";
 
 fn main() -> ExitCode {
@@ -37,6 +43,7 @@ fn main() -> ExitCode {
             "test" => test::run(&root, rest),
             "bench" => bench::run(&root, rest),
             "image" if rest.len() == 1 => demo::write_image(&root, Path::new(&rest[0])).map(|()| ExitCode::SUCCESS),
+            "ebpf" if rest.is_empty() => ebpf::run(&root),
             "check-layers" if rest.is_empty() => layers::run(&root),
             "help" | "--help" | "-h" => {
                 println!("{USAGE}");
@@ -77,6 +84,9 @@ fn cargo(root: &Path) -> std::process::Command {
         if name.to_str().is_some_and(|name| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_")) {
             cargo.env_remove(name);
         }
+    }
+    if let Some(folder) = ebpf::FRESH.get() {
+        cargo.env("AGENTD_EBPF_OBJECTS", folder);
     }
     cargo
 }

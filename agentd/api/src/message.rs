@@ -43,6 +43,70 @@ pub struct NodeResources {
     pub gpus: f64,
 }
 
+/// `GET /v1/observe`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Observation {
+    /// How each signal of the kernel is had.
+    pub signals: Vec<ObservedSignal>,
+    /// Programs in the kernel.
+    pub programs: Vec<ObservedProgram>,
+    /// Their maps.
+    pub maps: Vec<ObservedMap>,
+    /// Containers that run and are known.
+    pub containers: u64,
+    /// Containers that ended a while ago and whose figures are kept.
+    pub ended: u64,
+}
+
+/// How a signal of the kernel is had.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ObservedSignal {
+    /// Its name, e.g. `run-queue`.
+    pub signal: String,
+    /// `tp_btf`, `raw_tp`, `tracepoint`, `cgroup`, `perf_event`, `files` or `off`.
+    pub rung: String,
+    /// The group of programs that gives it.
+    pub group: String,
+    /// Why it stands no higher; absent on the best rung.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
+}
+
+/// A program in the kernel. Its runs are counted while the kernel keeps run-time statistics.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ObservedProgram {
+    /// Its name.
+    pub name: String,
+    /// Its group.
+    pub group: String,
+    /// The kernel's number of it.
+    pub id: u32,
+    /// Runs.
+    pub runs: u64,
+    /// Time in it, ns.
+    pub run_time_ns: u64,
+    /// Runs that the kernel left out.
+    pub missed: u64,
+}
+
+/// A map of the programs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ObservedMap {
+    /// Its name.
+    pub name: String,
+    /// Entries that it has room for.
+    pub capacity: u64,
+    /// Entries in it, where that is cheap to tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub entries: Option<u64>,
+    /// Memory of the kernel that it takes, bytes.
+    pub bytes: u64,
+}
+
 /// One entry of `GET /v1/events`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

@@ -8,12 +8,12 @@ use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
-use agentd_launcher::message::Reply;
+use agentd_launcher::message::{Ended, Reply};
 use agentd_launcher::plan::ContainerPlan;
 use agentd_launcher::socket;
 
 use crate::mounts;
-use crate::sys::{self, Cloned, Failure, Step, check, failed, refused};
+use crate::sys::{self, Failure, Step, check, failed, refused};
 
 /// Process 1 of a shared pid namespace: no descriptors, nothing to do but reap.
 pub fn pause() -> ! {
@@ -27,20 +27,58 @@ pub fn pause() -> ! {
     }
 }
 
-/// Waits for the plan, carries it out, and never returns. `target`: the process whose namespaces are joined.
-pub fn wait_for_plan(socket: &OwnedFd, target: Option<&OwnedFd>) -> ! {
-    let mut head = [0; 8];
-    let failure = match socket::receive(socket.as_fd(), &mut head, true) {
+/// The running container that a process joins.
+#[derive(Clone, Copy)]
+pub struct Joined<'a> {
+    /// Its first process, whose namespaces are entered.
+    pub target: BorrowedFd<'a>,
+    /// pod-init, whose mounts a debug container starts from.
+    pub launcher: BorrowedFd<'a>,
+}
+
+/// Waits for the plan, carries it out, and never returns.
+pub fn wait_for_plan(socket: &OwnedFd) -> ! {
+    let mut head = [0; HEAD];
+    match socket::receive(socket.as_fd(), &mut head, true) {
         Ok((0, _)) => sys::exit(0),
-        Ok((_, fds)) => match become_container(socket, target, streams_of(head), fds) {
-            Ok(never) => match never {},
-            Err(failure) => failure,
-        },
-        Err(error) => Failure { stage: "receive the plan".to_owned(), errno: error.raw_os_error().unwrap_or(0) },
-    };
-    let reply = Reply::Failed { stage: failure.stage, errno: failure.errno };
-    let _ = socket::send(socket.as_fd(), &reply.encode(0), &[], true);
+        Ok((_, fds)) => carry_out(socket, None, head, fds),
+        Err(error) => {
+            let errno = error.raw_os_error().unwrap_or(0);
+            give_up(socket, Failure { stage: "receive the plan".to_owned(), errno })
+        }
+    }
+}
+
+/// Carries a plan out, and never returns. `fds`: the plan's memfd, the standard streams that `head` tells of, and what the
+/// plan names.
+pub fn carry_out(socket: &OwnedFd, joined: Option<Joined<'_>>, head: [u8; HEAD], fds: Vec<OwnedFd>) -> ! {
+    match become_container(socket, joined, streams_of(head), fds) {
+        Ok(never) => match never {},
+        Err(failure) => give_up(socket, failure),
+    }
+}
+
+/// How a process ends that has told what failed. Its program may end so, too.
+pub const GIVEN_UP: Ended = Ended::Code(127);
+
+/// Tells pod-init what failed, and ends.
+pub fn give_up(socket: &OwnedFd, Failure { stage, errno }: Failure) -> ! {
+    let _ = socket::send(socket.as_fd(), &Reply::Failed { stage, errno }.encode(0), &[], true);
     sys::exit(127)
+}
+
+/// Length of what stands before the descriptors of a plan.
+pub const HEAD: usize = 8;
+
+/// The head for descriptors of the standard streams: two with `/dev/null` as input, or three.
+pub fn given_head(all: bool) -> [u8; HEAD] {
+    [u8::from(all), 0, 0, 0, 0, 0, 0, 0]
+}
+
+/// The head for a new terminal.
+pub fn terminal_head(rows: u16, columns: u16) -> [u8; HEAD] {
+    let ([a, b], [c, d]) = (rows.to_ne_bytes(), columns.to_ne_bytes());
+    [2, a, b, c, d, 0, 0, 0]
 }
 
 /// What the head of the message with the plan says of the standard streams.
@@ -52,7 +90,7 @@ enum Streams {
     Terminal(libc::winsize),
 }
 
-fn streams_of(head: [u8; 8]) -> Streams {
+fn streams_of(head: [u8; HEAD]) -> Streams {
     match head[0] {
         0 => Streams::Given(2),
         1 => Streams::Given(3),
@@ -67,7 +105,7 @@ fn streams_of(head: [u8; 8]) -> Streams {
 
 fn become_container(
     socket: &OwnedFd,
-    target: Option<&OwnedFd>,
+    joined: Option<Joined<'_>>,
     streams: Streams,
     fds: Vec<OwnedFd>,
 ) -> Step<std::convert::Infallible> {
@@ -81,9 +119,9 @@ fn become_container(
     let fds: Vec<OwnedFd> = fds.collect();
     let plan = ContainerPlan::decode(&read_all(&memory)?).map_err(|e| refused(e.to_string()))?;
     drop(memory);
-    if let Some(target) = target {
-        let tree = if plan.target.is_some() { Some(stand_beside(target)?) } else { None };
-        join(socket, target, &plan)?;
+    if let Some(joined) = joined {
+        let tree = if plan.target.is_some() { Some(stand_beside(joined)?) } else { None };
+        join(joined, &plan)?;
         if tree.is_some() {
             mounts::build(&plan, &fds, tree.as_ref())?;
         }
@@ -112,7 +150,7 @@ fn become_container(
         libc::umask(plan.umask);
     }
     reset_signals();
-    if target.is_none() || plan.target.is_some() {
+    if joined.is_none() || plan.target.is_some() {
         make_working_directory(&plan.cwd)?;
         if plan.root_readonly {
             let root = sys::open_in(sys_root()?.as_fd(), b"/", libc::O_PATH | libc::O_DIRECTORY)?;
@@ -123,7 +161,7 @@ fn become_container(
         }
     }
     // a folder that only the container's root may enter is entered before its user is taken, as others do
-    let entered = target.is_some() && enter_working_directory(&plan.cwd).is_ok();
+    let entered = joined.is_some() && enter_working_directory(&plan.cwd).is_ok();
     drop_privileges(&plan)?;
     if let Streams::Terminal(size) = streams {
         terminal(socket, size)?;
@@ -168,43 +206,24 @@ fn read_all(memory: &OwnedFd) -> Step<Vec<u8>> {
 }
 
 /// Copies the mounts of a running container, and makes a mount namespace beside it, from pod-init's nearly empty one.
-fn stand_beside(target: &OwnedFd) -> Step<OwnedFd> {
+fn stand_beside(joined: Joined<'_>) -> Step<OwnedFd> {
     const TREE_CLONE: u32 = 1;
     let recursive = TREE_CLONE | libc::O_CLOEXEC as u32 | libc::AT_RECURSIVE as u32;
-    // SAFETY: plain integers; the parent is pod-init, which outlives its spares, and the result is a new descriptor.
-    let parent = unsafe {
-        let fd = check(libc::syscall(libc::SYS_pidfd_open, libc::getppid(), 0), "pidfd_open of pod-init")?;
-        OwnedFd::from_raw_fd(fd as RawFd)
-    };
-    sys::setns(target.as_fd(), libc::CLONE_NEWNS, "look into the container's mounts")?;
+    sys::setns(joined.target, libc::CLONE_NEWNS, "look into the container's mounts")?;
     let tree = sys::open_tree(libc::AT_FDCWD, c"/", recursive)?;
-    sys::setns(parent.as_fd(), libc::CLONE_NEWNS, "return to pod-init's mounts")?;
+    sys::setns(joined.launcher, libc::CLONE_NEWNS, "return to pod-init's mounts")?;
     sys::unshare(libc::CLONE_NEWNS, "unshare the mounts")?;
     sys::set_propagation(libc::MS_SLAVE, true)?;
     Ok(tree)
 }
 
-/// Enters the namespaces of a running container; a pid namespace holds only for children, so one more fork is made, as a
-/// child of pod-init.
-fn join(socket: &OwnedFd, target: &OwnedFd, plan: &ContainerPlan) -> Step<()> {
+/// Enters the namespaces of a running container. The pid namespace is the container's from this process's birth on.
+fn join(joined: Joined<'_>, plan: &ContainerPlan) -> Step<()> {
     let user = if plan.user_namespace.is_some() { libc::CLONE_NEWUSER } else { 0 };
     // a debug container has mounts of its own
     let mounts = if plan.target.is_none() { libc::CLONE_NEWNS } else { 0 };
-    let flags = mounts
-        | libc::CLONE_NEWPID
-        | libc::CLONE_NEWCGROUP
-        | libc::CLONE_NEWNET
-        | libc::CLONE_NEWIPC
-        | libc::CLONE_NEWUTS
-        | user;
-    sys::setns(target.as_fd(), flags, "join the container's namespaces")?;
-    match sys::clone3(libc::CLONE_PARENT, None, "clone3 into the container's pid namespace")? {
-        Cloned::Child => Ok(()),
-        Cloned::Parent { pid, pidfd } => {
-            let sent = socket::send(socket.as_fd(), &Reply::Process { pid }.encode(0), &[pidfd.as_fd()], true);
-            sys::exit(i32::from(sent.is_err()))
-        }
-    }
+    let flags = mounts | libc::CLONE_NEWCGROUP | libc::CLONE_NEWNET | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS | user;
+    sys::setns(joined.target, flags, "join the container's namespaces")
 }
 
 /// Makes a terminal in the container's own devpts, sends its master to pod-init and takes it as controlling terminal and

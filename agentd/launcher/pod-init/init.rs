@@ -4,6 +4,9 @@
 //! until its program is exec'd, the socket to it. Everything that agentd must find again after its own death is here
 //! or in the exit status files: descriptors of the pods' pipes, the pid of each process, how it ended.
 
+mod joined;
+
+use std::cell::Cell;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
@@ -12,10 +15,14 @@ use agentd_launcher::message::{
 };
 use agentd_launcher::socket::{self, MAX_MESSAGE};
 
+use self::joined::Promised;
+use crate::container;
 use crate::sys::{self, Cloned, Failure, Step, c, check, failed, refused};
 
 const LISTENER: u64 = u64::MAX;
 const CONNECTION: u64 = u64::MAX - 1;
+/// Sequence number of a request whose asker has gone.
+const NOBODY: u32 = 0;
 /// Set in the token of a process's socket, clear in that of its pidfd.
 const SOCKET_BIT: u64 = 1 << 32;
 
@@ -38,8 +45,41 @@ struct Process {
     writers: Vec<OwnedFd>,
     /// Whether the start is answered with what is parked.
     hand_out: bool,
+    /// Sequence number of the request that is answered when it has ended.
+    asked: Option<u32>,
     /// The plan's memfd.
     plan: Option<OwnedFd>,
+}
+
+impl Process {
+    /// A process just forked, which waits for its plan.
+    fn new(key: u32, kind: SpareKind, pid: u32, pidfd: OwnedFd, socket: OwnedFd) -> Self {
+        Self {
+            key,
+            attempt: 0,
+            pid,
+            pidfd,
+            kind,
+            state: ProcessState::Spare,
+            socket: Some(socket),
+            waiting: None,
+            parked: Vec::new(),
+            writers: Vec::new(),
+            hand_out: false,
+            asked: None,
+            plan: None,
+        }
+    }
+
+    /// It has its plan.
+    fn begins(&mut self, sequence: u32, attempt: u32, streams: Streams, parked: Vec<OwnedFd>, writers: Vec<OwnedFd>) {
+        self.attempt = attempt;
+        self.parked = parked;
+        self.writers = writers;
+        self.hand_out = matches!(streams, Streams::Capture | Streams::Terminal { .. });
+        self.state = ProcessState::Starting;
+        self.waiting = Some(sequence);
+    }
 }
 
 struct PodInit {
@@ -48,10 +88,14 @@ struct PodInit {
     connection: Option<OwnedFd>,
     exits: OwnedFd,
     processes: Vec<Process>,
+    /// Processes that are to join a container, and are forked when their plan comes.
+    promised: Vec<Promised>,
     /// The pause process, process 1 of the shared pid namespace, once made.
     pause: Option<OwnedFd>,
     /// This process itself, whose pid namespace is come back to.
     own: Option<OwnedFd>,
+    /// Whether the next child would be born in another pid namespace than this process's.
+    astray: Cell<bool>,
     volumes: bool,
 }
 
@@ -93,8 +137,10 @@ fn start(listener: OwnedFd, exits: OwnedFd, own_network: bool) -> Step<PodInit> 
         connection: None,
         exits,
         processes: Vec::new(),
+        promised: Vec::new(),
         pause: None,
         own: None,
+        astray: Cell::new(false),
         volumes: false,
     };
     pod.watch(pod.listener.as_raw_fd(), LISTENER)?;
@@ -147,9 +193,7 @@ impl PodInit {
     /// Kills, reaps and forgets a process that has not exec'd.
     fn end_spare(&mut self, at: usize) {
         self.unwatch(at);
-        let process = self.processes.swap_remove(at);
-        let _ = signal_process(process.pidfd.as_fd(), libc::SIGKILL);
-        let _ = wait(process.pidfd.as_fd(), false);
+        self.processes.swap_remove(at).end();
     }
 
     fn serve(&mut self) -> i32 {
@@ -201,6 +245,11 @@ impl PodInit {
             return;
         }
         self.connection = None;
+        // the new connection numbers its requests anew: what was asked on the old one answers none of them
+        for process in &mut self.processes {
+            process.waiting = process.waiting.map(|_| NOBODY);
+            process.asked = process.asked.map(|_| NOBODY);
+        }
         if self.watch(fd, CONNECTION).is_ok() {
             self.connection = Some(connection);
         }
@@ -237,11 +286,12 @@ impl PodInit {
         match request {
             Request::Fork { .. } => self.answer(sequence, Err(refused("only the zygote forks pod-inits")), &[]),
             Request::Hello => {
-                let processes = self
-                    .processes
-                    .iter()
-                    .map(|p| ProcessEntry { key: p.key, attempt: p.attempt, pid: p.pid, state: p.state })
-                    .collect();
+                let known = self.processes.iter();
+                let known = known.map(|p| ProcessEntry { key: p.key, attempt: p.attempt, pid: p.pid, state: p.state });
+                let promised = self.promised.iter().map(|p| p.key);
+                let state = ProcessState::Spare;
+                let promised = promised.map(|key| ProcessEntry { key, attempt: 0, pid: 0, state });
+                let processes = known.chain(promised).collect();
                 let pid = std::process::id();
                 self.say(sequence, &Reply::State { protocol: PROTOCOL, pid, processes }, &[]);
             }
@@ -250,8 +300,13 @@ impl PodInit {
                 let r = unsafe { libc::sethostname(name.as_ptr().cast(), name.len()) };
                 self.answer(sequence, check(libc::c_long::from(r), "sethostname").map(|_| Reply::Done), &[]);
             }
+            Request::Spare { key, kind: SpareKind::Join { key: target } } => {
+                let promised = self.promise(key, target, fds).map(|()| Reply::Process { pid: 0 });
+                self.answer(sequence, promised, &[]);
+            }
             Request::Spare { key, kind } => self.spare(sequence, key, kind, &fds),
-            Request::Start { key, attempt, streams } => self.start(sequence, key, attempt, streams, &fds),
+            Request::Start { key, attempt, streams } => self.start(sequence, key, attempt, streams, fds),
+            Request::Run { key, target } => self.run(sequence, key, target, fds),
             Request::Pipes { key } => match self.process(key) {
                 Some(process) if !process.parked.is_empty() => {
                     let fds = copies(&process.parked);
@@ -295,6 +350,7 @@ impl PodInit {
                         self.answer(sequence, Err(refused("the process has not ended")), &[]);
                     }
                 } else {
+                    self.promised.retain(|promised| promised.key != key);
                     self.answer(sequence, Ok(Reply::Done), &[]);
                 }
             }
@@ -312,6 +368,10 @@ impl PodInit {
 
     fn process(&self, key: u32) -> Option<&Process> {
         self.processes.iter().find(|p| p.key == key)
+    }
+
+    fn is_known(&self, key: u32) -> bool {
+        self.process(key).is_some() || self.promised.iter().any(|promised| promised.key == key)
     }
 
     fn hold(&mut self, name: &str, fds: &[OwnedFd]) -> Step<()> {
@@ -351,89 +411,68 @@ impl PodInit {
         }
     }
 
+    /// Forks a process that is to be a container's first.
     fn fork_spare(&mut self, key: u32, kind: SpareKind, fds: &[OwnedFd]) -> Step<(u32, OwnedFd)> {
         let [cgroup, tasks @ ..] = fds else { return Err(refused("spare: expected a cgroup")) };
-        if self.process(key).is_some() {
+        if self.is_known(key) {
             return Err(refused("spare: the key is in use"));
         }
-        let target = match kind {
-            SpareKind::Join { key } => {
-                let target = self.process(key).filter(|p| p.state == ProcessState::Running);
-                let target = target.ok_or_else(|| refused("the container does not run"))?;
-                Some(target.pidfd.try_clone().map_err(|_| failed("dup"))?)
-            }
-            _ => None,
-        };
-        let flags = match kind {
-            SpareKind::Own => libc::CLONE_NEWNS | libc::CLONE_NEWPID,
-            SpareKind::SharedPid => libc::CLONE_NEWNS,
-            SpareKind::Join { .. } => 0,
-        };
-        if kind == SpareKind::SharedPid {
-            self.enter_shared_pid()?;
-        }
         let (ours, theirs) = socket::pair().map_err(|_| failed("socketpair"))?;
-        let cloned = sys::clone3(flags, Some(cgroup.as_fd()), "clone3 of a spare into its cgroup");
-        if let (SpareKind::SharedPid, false, Some(own)) = (kind, matches!(cloned, Ok(Cloned::Child)), self.own.as_ref())
-        {
-            sys::setns(own.as_fd(), libc::CLONE_NEWPID, "return to the own pid namespace")?;
-        }
-        match cloned? {
+        let cloned = if kind == SpareKind::SharedPid {
+            self.make_pause()?;
+            let pause = self.pause.as_ref().ok_or_else(|| refused("no pause process"))?;
+            self.fork_beside(pause.as_fd(), cgroup.as_fd(), libc::CLONE_NEWNS)?
+        } else {
+            self.return_home()?;
+            let flags = libc::CLONE_NEWNS | libc::CLONE_NEWPID;
+            sys::clone3(flags, Some(cgroup.as_fd()), "clone3 of a spare into its cgroup")?
+        };
+        match cloned {
             Cloned::Child => {
-                if flags & libc::CLONE_NEWNS != 0 && sys::set_propagation(libc::MS_SLAVE, true).is_err() {
+                if sys::set_propagation(libc::MS_SLAVE, true).is_err() {
                     sys::exit(127);
                 }
                 join_cgroups(&theirs, tasks);
-                let mut keep = vec![theirs.as_raw_fd()];
-                keep.extend(target.as_ref().map(AsRawFd::as_raw_fd));
-                keep.sort_unstable();
-                sys::close_all_but(3, &keep);
-                crate::container::wait_for_plan(&theirs, target.as_ref())
+                sys::close_all_but(3, &[theirs.as_raw_fd()]);
+                container::wait_for_plan(&theirs)
             }
             Cloned::Parent { pid, pidfd } => {
                 drop(theirs);
-                self.watch(pidfd.as_raw_fd(), u64::from(key))?;
-                self.watch(ours.as_raw_fd(), u64::from(key) | SOCKET_BIT)?;
-                let copy = pidfd.try_clone().map_err(|_| failed("dup"))?;
-                self.processes.push(Process {
-                    key,
-                    attempt: 0,
-                    pid,
-                    pidfd,
-                    kind,
-                    state: ProcessState::Spare,
-                    socket: Some(ours),
-                    waiting: None,
-                    parked: Vec::new(),
-                    writers: Vec::new(),
-                    hand_out: false,
-                    plan: None,
-                });
+                let process = Process::new(key, kind, pid, pidfd, ours);
+                let copy = process.pidfd.try_clone().map_err(|_| failed("dup"));
+                let copy = copy.inspect_err(|_| process.end())?;
+                self.take_in(process)?;
                 Ok((pid, copy))
             }
         }
     }
 
-    /// Makes the next fork land in the pod's shared pid namespace, made on first use with a pause process as its 1. The
-    /// pause process stays in pod-init's cgroup: no container's end takes it along.
-    fn enter_shared_pid(&mut self) -> Step<()> {
+    /// A pidfd of this process itself, by which it comes back to its own pid namespace.
+    fn own(&mut self) -> Step<()> {
         if self.own.is_none() {
             // SAFETY: plain integers; the result is a new descriptor.
             let fd = check(unsafe { libc::syscall(libc::SYS_pidfd_open, libc::getpid(), 0) }, "pidfd_open of itself")?;
             // SAFETY: the kernel just made this descriptor.
             self.own = Some(unsafe { OwnedFd::from_raw_fd(fd as RawFd) });
         }
+        Ok(())
+    }
+
+    /// Makes the pod's shared pid namespace on first use, with a pause process as its 1. The pause process stays in
+    /// pod-init's cgroup: no container's end takes it along.
+    fn make_pause(&mut self) -> Step<()> {
+        self.own()?;
+        self.return_home()?;
         if self.pause.is_none() {
             match sys::clone3(libc::CLONE_NEWPID, None, "clone3 of the pause process")? {
-                Cloned::Child => crate::container::pause(),
+                Cloned::Child => container::pause(),
                 Cloned::Parent { pidfd, .. } => self.pause = Some(pidfd),
             }
         }
-        let Some(pause) = &self.pause else { return Err(refused("no pause process")) };
-        sys::setns(pause.as_fd(), libc::CLONE_NEWPID, "enter the shared pid namespace")
+        Ok(())
     }
 
-    fn start(&mut self, sequence: u32, key: u32, attempt: u32, streams: Streams, fds: &[OwnedFd]) {
+    fn start(&mut self, sequence: u32, key: u32, attempt: u32, streams: Streams, fds: Vec<OwnedFd>) {
         if let Err(failure) = self.hand_over(sequence, key, attempt, streams, fds) {
             if let Some(at) = self.processes.iter().position(|p| p.key == key && p.waiting.is_none())
                 && self.processes[at].state == ProcessState::Spare
@@ -444,89 +483,35 @@ impl PodInit {
         }
     }
 
-    fn hand_over(&mut self, sequence: u32, key: u32, attempt: u32, streams: Streams, fds: &[OwnedFd]) -> Step<()> {
-        let process = self.processes.iter_mut().find(|p| p.key == key && p.state == ProcessState::Spare);
-        let process = process.ok_or_else(|| refused("start: no such spare"))?;
-        let spare = process.socket.as_ref().ok_or_else(|| refused("start: the spare has no socket"))?;
-        let [plan, rest @ ..] = fds else { return Err(refused("start: expected the plan's descriptor")) };
-        let mut message = vec![plan.as_fd()];
-        let (mut parked, mut writers) = (Vec::new(), Vec::new());
-        let mut head = vec![0];
-        match streams {
-            Streams::Capture => {
-                for _ in 0..2 {
-                    let (read, write) = sys::pipe()?;
-                    // SAFETY: plain integers; only our own end is made non-blocking.
-                    unsafe { libc::fcntl(read.as_raw_fd(), libc::F_SETFL, libc::O_NONBLOCK) };
-                    parked.push(read);
-                    writers.push(write);
-                }
-                message.extend(writers.iter().map(AsFd::as_fd));
-                message.extend(rest.iter().map(AsFd::as_fd));
-            }
-            Streams::Given => {
-                head[0] = 1;
-                message.extend(rest.iter().map(AsFd::as_fd));
-            }
-            Streams::Parked { kept } => {
-                let kept = usize::from(kept);
-                if rest.len() < 3 + kept {
-                    return Err(refused("start: descriptors of the streams are missing"));
-                }
-                head[0] = 1;
-                for fd in &rest[3..3 + kept] {
-                    parked.push(fd.try_clone().map_err(|_| failed("dup"))?);
-                }
-                message.extend(rest[..3].iter().chain(&rest[3 + kept..]).map(AsFd::as_fd));
-            }
-            Streams::Terminal { kept, rows, columns } => {
-                let kept = usize::from(kept);
-                if rest.len() < kept {
-                    return Err(refused("start: descriptors to be kept are missing"));
-                }
-                for fd in &rest[..kept] {
-                    parked.push(fd.try_clone().map_err(|_| failed("dup"))?);
-                }
-                head[0] = 2;
-                head.extend(rows.to_ne_bytes());
-                head.extend(columns.to_ne_bytes());
-                message.extend(rest[kept..].iter().map(AsFd::as_fd));
-            }
+    fn hand_over(&mut self, sequence: u32, key: u32, attempt: u32, streams: Streams, fds: Vec<OwnedFd>) -> Step<()> {
+        if let Some(at) = self.promised.iter().position(|promised| promised.key == key) {
+            let promised = self.promised.swap_remove(at);
+            let Handed { head, pass, parked, writers } = Handed::new(streams, fds)?;
+            let mut process = self.fork_joined(&promised, head, pass)?;
+            process.begins(sequence, attempt, streams, parked, writers);
+            return self.take_in(process);
         }
+        let at = self.processes.iter().position(|p| p.key == key && p.state == ProcessState::Spare);
+        let process = &mut self.processes[at.ok_or_else(|| refused("start: no such spare"))?];
+        let spare = process.socket.as_ref().ok_or_else(|| refused("start: the spare has no socket"))?;
+        let Handed { head, pass, parked, writers } = Handed::new(streams, fds)?;
+        let message: Vec<BorrowedFd<'_>> = pass.iter().map(AsFd::as_fd).collect();
         socket::send(spare.as_fd(), &head, &message, true).map_err(|error| Failure {
             stage: "hand the plan to the spare".to_owned(),
             errno: error.raw_os_error().unwrap_or(0),
         })?;
-        process.attempt = attempt;
-        process.parked = parked;
-        process.writers = writers;
-        process.hand_out = matches!(streams, Streams::Capture | Streams::Terminal { .. });
-        // one that joins another is joined by nobody
-        process.plan = if matches!(process.kind, SpareKind::Join { .. }) { None } else { plan.try_clone().ok() };
-        process.state = ProcessState::Starting;
-        process.waiting = Some(sequence);
+        process.plan = pass.into_iter().next();
+        process.begins(sequence, attempt, streams, parked, writers);
         Ok(())
     }
 
-    /// A spare spoke (it failed, or it forked the process that joins) or closed its socket (the program is exec'd).
+    /// A process spoke (it failed, or has a terminal) or closed its socket (the program is exec'd).
     fn heard(&mut self, key: u32, buffer: &mut [u8]) {
         let Some(at) = self.processes.iter().position(|p| p.key == key) else { return };
         let Some(spare) = self.processes[at].socket.as_ref() else { return };
         match socket::receive(spare.as_fd(), buffer, false) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Ok((n, fds)) if n > 0 => {
-                if let ([pidfd], Ok((_, Reply::Process { pid }))) = (&fds[..], Reply::decode(&buffer[..n])) {
-                    // the spare that joined ends by itself; the process that it forked takes its place under the key
-                    let Ok(pidfd) = pidfd.try_clone() else { return };
-                    self.unwatch(at);
-                    let process = &mut self.processes[at];
-                    process.pid = pid;
-                    let spare = std::mem::replace(&mut process.pidfd, pidfd);
-                    let _ = wait(spare.as_fd(), false);
-                    let fd = process.pidfd.as_raw_fd();
-                    let _ = self.watch(fd, u64::from(key));
-                    return;
-                }
                 if let Ok((_, Reply::Done)) = Reply::decode(&buffer[..n]) {
                     // the master of its terminal
                     self.processes[at].parked.extend(fds);
@@ -561,9 +546,12 @@ impl PodInit {
     /// A process ended: its status goes to disk, then to agentd.
     fn reap(&mut self, key: u32) {
         let Some(at) = self.processes.iter().position(|p| p.key == key) else { return };
+        if let Some(sequence) = self.processes[at].asked {
+            return self.ran(at, sequence);
+        }
         if self.processes[at].socket.is_some() && self.processes[at].state == ProcessState::Starting {
             // what the spare said last comes first
-            let mut buffer = [0; 2048];
+            let mut buffer = vec![0; MAX_MESSAGE];
             self.heard(key, &mut buffer);
             let Some(now) = self.processes.iter().position(|p| p.key == key) else { return };
             if now != at || self.processes[at].socket.is_some() {
@@ -604,12 +592,60 @@ impl PodInit {
     }
 }
 
+/// What comes with a plan: for the process that carries it out, and for pod-init to keep.
+struct Handed {
+    head: [u8; container::HEAD],
+    /// The plan's memfd, the standard streams, and what the plan names.
+    pass: Vec<OwnedFd>,
+    parked: Vec<OwnedFd>,
+    writers: Vec<OwnedFd>,
+}
+
+impl Handed {
+    fn new(streams: Streams, mut fds: Vec<OwnedFd>) -> Step<Self> {
+        if fds.is_empty() {
+            return Err(refused("start: expected the plan's descriptor"));
+        }
+        let (mut parked, mut writers) = (Vec::new(), Vec::new());
+        let head = match streams {
+            Streams::Capture => {
+                for at in 1..=2 {
+                    let (read, write) = sys::pipe()?;
+                    // SAFETY: plain integers; only our own end is made non-blocking.
+                    unsafe { libc::fcntl(read.as_raw_fd(), libc::F_SETFL, libc::O_NONBLOCK) };
+                    fds.insert(at, write.try_clone().map_err(|_| failed("dup"))?);
+                    parked.push(read);
+                    writers.push(write);
+                }
+                container::given_head(false)
+            }
+            Streams::Given => container::given_head(true),
+            Streams::Parked { kept } => {
+                let kept = usize::from(kept);
+                if fds.len() < 4 + kept {
+                    return Err(refused("start: descriptors of the streams are missing"));
+                }
+                parked.extend(fds.drain(4..4 + kept));
+                container::given_head(true)
+            }
+            Streams::Terminal { kept, rows, columns } => {
+                let kept = usize::from(kept);
+                if fds.len() < 1 + kept {
+                    return Err(refused("start: descriptors to be kept are missing"));
+                }
+                parked.extend(fds.drain(1..=kept));
+                container::terminal_head(rows, columns)
+            }
+        };
+        Ok(Self { head, pass: fds, parked, writers })
+    }
+}
+
 /// A spare's first deed: it moves itself into its v1 cgroups. If it cannot, nothing else of it may run.
 fn join_cgroups(socket: &OwnedFd, tasks: &[OwnedFd]) {
     for file in tasks {
-        if let Err(Failure { stage, errno }) = sys::write_all(file.as_fd(), b"0", "join a v1 cgroup") {
-            let _ = socket::send(socket.as_fd(), &Reply::Failed { stage, errno }.encode(0), &[], true);
-            sys::exit(127);
+        if let Err(failure) = sys::write_all(file.as_fd(), b"0", "join a v1 cgroup") {
+            container::give_up(socket, failure);
         }
     }
 }

@@ -222,7 +222,7 @@ pub fn clone3(flags: i32, cgroup: Option<BorrowedFd<'_>>, stage: &str) -> Step<C
     let mut args = CloneArgs {
         flags: u64::from(flags as u32) | libc::CLONE_PIDFD as u64,
         pidfd: (&raw mut pidfd) as u64,
-        exit_signal: if flags & libc::CLONE_PARENT == 0 { libc::SIGCHLD as u64 } else { 0 },
+        exit_signal: libc::SIGCHLD as u64,
         ..CloneArgs::default()
     };
     if let Some(cgroup) = cgroup {

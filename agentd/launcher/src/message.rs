@@ -6,11 +6,15 @@
 use crate::wire::{Decoder, Encoder, Malformed};
 
 /// Version of this protocol. A pod-init of another version is still asked for its state, which never changes shape.
-/// Version 2 has [`Streams::Parked`], [`Streams::Terminal`], [`Request::Unpark`] and [`Request::Plan`].
-pub const PROTOCOL: u32 = 2;
+/// Version 2 has [`Streams::Parked`], [`Streams::Terminal`], [`Request::Unpark`] and [`Request::Plan`]; version 3 has
+/// [`Request::Run`].
+pub const PROTOCOL: u32 = 3;
 
 /// First version with sessions: parked streams, terminals and kept plans.
 pub const PROTOCOL_SESSIONS: u32 = 2;
+
+/// First version with [`Request::Run`].
+pub const PROTOCOL_RUN: u32 = 3;
 
 /// How a spare's namespaces are made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,7 +23,8 @@ pub enum SpareKind {
     Own,
     /// The pod's shared pid namespace, made with a pause process on first use.
     SharedPid,
-    /// It will enter the namespaces of the running process `key` (exec session or command check).
+    /// It will enter the namespaces of the running process `key` (exec session or command check). It is forked when its
+    /// plan comes, so that nothing of agentd's waits inside a container; until then its process id is told as 0.
     Join {
         /// Key of the container's process.
         key: u32,
@@ -70,7 +75,7 @@ pub enum Request {
         name: String,
     },
     /// Fork a spare. Descriptors: cgroup2 directory, then the `tasks` files of v1 cgroups that the spare joins by itself.
-    /// Answer: [`Reply::Process`] and its pidfd.
+    /// Answer: [`Reply::Process`] and its pidfd (none for [`SpareKind::Join`]).
     Spare {
         /// Its key; must be free.
         key: u32,
@@ -115,6 +120,16 @@ pub enum Request {
     Forget {
         /// The process.
         key: u32,
+    },
+    /// Run a program in the namespaces of the running process `target` to its end: a spare and its start in one, and
+    /// forgotten by itself. Descriptors: the plan's memfd, standard input, output and error, the cgroup2 directory, then the
+    /// `tasks` files of v1 cgroups. Answer, once it has ended: [`Reply::Exited`], or [`Reply::Failed`] if the program was
+    /// never exec'd.
+    Run {
+        /// Its key; must be free.
+        key: u32,
+        /// Key of the container's process.
+        target: u32,
     },
     /// Attach a detached mount at `/volumes/<name>` of the pod-init's own mount namespace. Descriptor: the mount.
     Hold {
@@ -215,7 +230,7 @@ pub enum Reply {
         /// Its processes.
         processes: Vec<ProcessEntry>,
     },
-    /// Notification: a started process has ended; its exit status file is written.
+    /// Notification: a started process has ended; its exit status file is written. Also the answer to [`Request::Run`].
     Exited {
         /// The process.
         key: u32,
@@ -284,6 +299,11 @@ impl Request {
                 e.u8(12);
                 e.u32(*key);
             }
+            Self::Run { key, target } => {
+                e.u8(13);
+                e.u32(*key);
+                e.u32(*target);
+            }
             Self::Pipes { key } => {
                 e.u8(6);
                 e.u32(*key);
@@ -336,6 +356,7 @@ impl Request {
             },
             11 => Self::Unpark { key: d.u32()? },
             12 => Self::Plan { key: d.u32()? },
+            13 => Self::Run { key: d.u32()?, target: d.u32()? },
             6 => Self::Pipes { key: d.u32()? },
             7 => Self::Signal { key: d.u32()?, signal: d.i32()? },
             8 => Self::Forget { key: d.u32()? },
@@ -464,6 +485,7 @@ mod tests {
             Request::Start { key: 3, attempt: 9, streams: Streams::Terminal { kept: 1, rows: 24, columns: 65535 } },
             Request::Unpark { key: 8 },
             Request::Plan { key: 8 },
+            Request::Run { key: 65536, target: 2 },
             Request::Signal { key: 1, signal: -1 },
             Request::Hold { name: "v".into() },
             Request::Shutdown,

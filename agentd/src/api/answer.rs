@@ -154,7 +154,7 @@ impl From<NodeError> for Refusal {
         match error {
             NodeError::Invalid(errors) => Self::invalid_pod(errors),
             NodeError::BadRequest(errors) => Self::bad_request(errors),
-            NodeError::NotFound(_) => Self::not_found(error.to_string()),
+            NodeError::NotFound(_) | NodeError::NotInPod(_) => Self::not_found(error.to_string()),
             NodeError::Conflict(detail) => Self::new(StatusCode::CONFLICT, "conflict", detail),
             NodeError::Insufficient(shortfall) => {
                 let detail = "not enough is free on this host";

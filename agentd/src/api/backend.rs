@@ -2,8 +2,9 @@
 
 use std::future::Future;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
-use agentd_api::message::{ContainerUsage, NodeInfo};
+use agentd_api::message::{ContainerUsage, NodeInfo, Observation};
 use agentd_api::pod::PodSpec;
 use agentd_api::status::PodStatus;
 use agentd_images::Store;
@@ -12,6 +13,8 @@ use agentd_logging::Capture;
 use crate::events::Events;
 use crate::layout::Layout;
 use crate::node::{Node, NodeError, Until};
+use crate::observe::gather::{Gathered, Missed};
+use crate::profile::Profiles;
 use crate::session::{Begin, Session};
 
 /// The pods of a host and the services around them.
@@ -53,6 +56,16 @@ pub trait Pods: Send + Sync + 'static {
     fn open_data(&self, instance: &str) -> Result<OwnedFd, String>;
     /// What the containers have used; of one pod or of all. A pod that is not there is an error.
     fn usage(&self, pod: Option<&str>) -> impl Future<Output = Result<Vec<ContainerUsage>, NodeError>> + Send;
+    /// Metrics of everything, gathered now or a moment ago.
+    fn gather(&self) -> impl Future<Output = Result<Arc<Gathered>, Missed>> + Send;
+    /// Whether `/metrics` has the names of other agents, too.
+    fn compatible(&self) -> bool;
+    /// How the kernel's signals are had.
+    fn observation(&self) -> impl Future<Output = Result<Observation, String>> + Send;
+    /// Profiles of the containers; none where there are no containers to sample.
+    fn profiles(&self) -> Option<&Arc<Profiles>> {
+        None
+    }
 }
 
 impl Pods for Node {
@@ -123,5 +136,25 @@ impl Pods for Node {
 
     fn usage(&self, pod: Option<&str>) -> impl Future<Output = Result<Vec<ContainerUsage>, NodeError>> + Send {
         Self::usage(self, pod)
+    }
+
+    fn gather(&self) -> impl Future<Output = Result<Arc<Gathered>, Missed>> + Send {
+        Self::gather(self)
+    }
+
+    fn compatible(&self) -> bool {
+        self.host.config.metrics.compatible
+    }
+
+    async fn observation(&self) -> Result<Observation, String> {
+        let host = Arc::clone(&self.host);
+        let work = tokio::task::spawn_blocking(move || {
+            super::metric_calls::observation(&host.watcher, &host.profiles.figures())
+        });
+        work.await.map_err(|error| error.to_string())
+    }
+
+    fn profiles(&self) -> Option<&Arc<Profiles>> {
+        Some(&self.host.profiles)
     }
 }

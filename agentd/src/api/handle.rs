@@ -12,6 +12,7 @@ use hyper::header::{ACCESS_CONTROL_ALLOW_ORIGIN, CONNECTION, HeaderName, HeaderV
 use hyper::http::request::Parts;
 use hyper::{HeaderMap, Method, Request, Response, StatusCode};
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 
 use super::answer::{self, Answer, Body, Refusal, whole};
 use super::backend::Pods;
@@ -21,13 +22,15 @@ use super::idempotency::Idempotency;
 use super::query::Query;
 use super::route::{self, Route};
 use super::{
-    body, event_calls, exec_calls, file_calls, forward_calls, image_calls, log_calls, openapi, permit, pod_calls,
-    session_calls, usage_calls,
+    body, event_calls, exec_calls, file_calls, forward_calls, image_calls, log_calls, metric_calls, openapi, permit,
+    pod_calls, profile_calls, session_calls, usage_calls,
 };
 use crate::access::audit::{Attempt, SessionAction, SessionEvent};
 use crate::access::gate::Access;
 use crate::access::{Caller, Source};
+use crate::observe::latency::{self, LATENCIES};
 use crate::session::Session;
+use crate::telemetry::{self, spans};
 
 /// Names a request in the daemon's log and in the answer.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -159,11 +162,15 @@ pub async fn handle<P: Pods>(
     api.access.refresh(api.pods.events());
     let route = route::find(&parts.method, parts.uri.path());
     let mutates = route.as_ref().is_ok_and(Route::mutates);
+    let (verb, label) = (latency::method(&parts.method), route.as_ref().map_or(latency::NO_ROUTE, Route::label));
+    let span = spans::request(verb, label, parts.uri.path(), &parts.headers);
     let mut headers = HeaderMap::new();
     let passed = pass(api, caller, door, &parts, route, shown, &mut headers);
     let noted = passed.is_err();
     let (answer, attempt) = match passed {
-        Ok((route, attempt)) => (call(api, caller, route, &mut parts, &mut body).await, attempt),
+        Ok((route, attempt)) => {
+            (call(api, caller, route, &mut parts, &mut body).instrument(span.clone()).await, attempt)
+        }
         Err(refusal) => (Err(refusal), None),
     };
     let problem = answer.as_ref().err().map(|refusal| refusal.detail().to_owned());
@@ -178,6 +185,8 @@ pub async fn handle<P: Pods>(
         body::drain(&mut body, api.limits.unwanted).await;
     }
     let status = response.status().as_u16();
+    spans::answered(&span, status);
+    LATENCIES.requests.of((label, verb, status)).observe_of(began.elapsed(), telemetry::trace_of(&span));
     if let Some(attempt) = attempt.or_else(|| parts.extensions.get::<Attempted>().map(|attempted| attempted.0)) {
         api.access.audit.outcome(attempt, shown, status, problem.as_deref());
     } else if status == StatusCode::FORBIDDEN && !noted {
@@ -254,6 +263,9 @@ async fn call<P: Pods>(
         Route::WriteFiles(id) => file_calls::write(api, &id, Call { caller, parts, body, query }).await,
         Route::Forward(id) => forward_calls::forward(api, &id, Call { caller, parts, body, query }).await,
         Route::Usage => usage_calls::usage(api, Call { caller, parts, body, query }).await,
+        Route::Profile => profile_calls::profile(api, Call { caller, parts, body, query }).await,
+        Route::Exposition => metric_calls::exposition(api, Call { caller, parts, body, query }).await,
+        Route::Metrics => metric_calls::metrics(api, Call { caller, parts, body, query }).await,
         Route::WaitSession(id) => session_calls::wait(api, &id, query).await,
         Route::Mesos(path) => crate::mesos::handle(api, &path, Call { caller, parts, body, query }).await,
         Route::RunPod => pod_calls::run(api, Call { caller, parts, body, query }).await,
@@ -279,6 +291,7 @@ async fn call<P: Pods>(
                 Route::ResizeSession(id) => session_calls::resize(api, &id, &parts.headers, body).await,
                 Route::Recording(id) => session_calls::recording(api, &id).await,
                 Route::OpenApi => Ok(openapi::document()),
+                Route::Observe => metric_calls::observe(api).await,
                 Route::Node => answer::json(StatusCode::OK, &api.pods.info()),
                 Route::Version => Ok(whole(StatusCode::OK, "application/json", VERSION)),
                 _ => Ok(whole(StatusCode::OK, "text/plain; charset=utf-8", "ok\n")),
@@ -293,7 +306,7 @@ where
     T: Send + 'static,
     E: Into<Refusal> + Send + 'static,
 {
-    match tokio::spawn(work).await {
+    match tokio::spawn(work.in_current_span()).await {
         Ok(result) => result.map_err(Into::into),
         Err(error) => {
             tracing::error!("the work of an API call ended: {error}");

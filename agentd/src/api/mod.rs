@@ -10,7 +10,7 @@
 //!   [`agentd_api::problem::Problem`] included.
 //! - `list` chooses entries and fields and makes pages; `entity_tag` makes changes depend on what the client has read;
 //!   `idempotency` makes a call that is sent twice do its work once.
-//! - `pod_calls`, `image_calls`, `event_calls` and `log_calls` do the work, on what [`Pods`] gives them; `stream` carries
+//! - `pod_calls`, `image_calls`, `event_calls`, `log_calls` and `metric_calls` do the work, on what [`Pods`] gives them; `stream` carries
 //!   answers that have no end yet, and `log_lines` makes lines of log records.
 //!
 //! Work that changes something runs in a task of its own: a client that goes away does not leave it half done.
@@ -32,11 +32,13 @@ mod image_calls;
 pub(crate) mod list;
 mod log_calls;
 mod log_lines;
+mod metric_calls;
 mod openapi;
 pub(crate) mod operations;
 mod patient;
 mod permit;
 mod pod_calls;
+mod profile_calls;
 pub(crate) mod query;
 pub(crate) mod route;
 mod session_calls;
@@ -49,3 +51,4 @@ mod websocket;
 
 pub use backend::Pods;
 pub use connection::{Limits, Listeners, serve};
+pub(crate) use metric_calls::{is_far, signal as observed, written};

@@ -148,6 +148,10 @@ fn describe(operation: &Operation) -> Value {
 
 /// A name for an operation that no other has, such as `getPodsIdWait`.
 fn id(operation: &Operation) -> String {
+    if operation.path == "/metrics" {
+        // by its path it would have the name of `/v1/metrics`
+        return "getExposition".to_owned();
+    }
     let words =
         operation.path.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty() && *word != "v1");
     let capital = |word: &str| {

@@ -38,9 +38,17 @@ fn need(route: &Route) -> Need<'_> {
     match route {
         // the Mesos API decides by what is in the body, and asks for itself
         Route::Version | Route::Health | Route::OpenApi | Route::Mesos(_) => Need::Nothing,
-        Route::Node | Route::ListPods | Route::Events | Route::Usage | Route::ListSessions | Route::ListImages => {
-            Need::Some(Verb::View)
-        }
+        Route::Node
+        | Route::ListPods
+        | Route::Events
+        | Route::Usage
+        | Route::Metrics
+        | Route::ListSessions
+        | Route::ListImages => Need::Some(Verb::View),
+        // it tells of all pods at once, and of the host
+        Route::Exposition | Route::Observe => Need::Host(Verb::View),
+        // the pod is a parameter
+        Route::Profile => Need::Some(Verb::Logs),
         // its labels and what it asks for are in the body
         Route::RunPod => Need::Some(Verb::Run),
         Route::GetPod(id) | Route::WaitPod(id) => Need::Pod(Verb::View, id),

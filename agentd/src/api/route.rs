@@ -44,6 +44,14 @@ pub enum Route {
     OpenApi,
     /// `GET /v1/usage`
     Usage,
+    /// `GET /metrics`
+    Exposition,
+    /// `GET /v1/metrics`
+    Metrics,
+    /// `GET /v1/observe`
+    Observe,
+    /// `GET /v1/profile`
+    Profile,
     /// `POST /v1/pods/{id}/exec`
     Exec(String),
     /// `GET /v1/pods/{id}/files`
@@ -76,6 +84,14 @@ impl Route {
     /// Whether the call changes something.
     pub fn mutates(&self) -> bool {
         Operation::of(self).is_some_and(|operation| operation.mutates)
+    }
+
+    /// Its path with the places of ids, for metrics and traces.
+    pub fn label(&self) -> &'static str {
+        match self {
+            Self::Mesos(_) => "/slave(1)/{call}",
+            route => Operation::of(route).map_or("/", |operation| operation.path),
+        }
     }
 
     /// The query parameters that the call takes.

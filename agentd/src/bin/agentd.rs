@@ -6,6 +6,7 @@ use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use agentd::config::{self, Flags, Loaded};
+use agentd::telemetry::Telemetry;
 use agentd::{daemon, doctor};
 use clap::{Parser, Subcommand, ValueEnum};
 
@@ -77,11 +78,18 @@ fn main() -> ExitCode {
                     config::LogFormat::Text => agentd_logging::Format::Text,
                     config::LogFormat::Json => agentd_logging::Format::Json,
                 };
-                if let Err(error) = agentd_logging::init(&loaded.config.logs.level, format) {
+                let telemetry = match Telemetry::open(&loaded.config) {
+                    Ok(telemetry) => telemetry,
+                    Err(error) => {
+                        eprintln!("agentd: {error}");
+                        return ExitCode::from(daemon::BAD_INPUT);
+                    }
+                };
+                if let Err(error) = agentd_logging::init(&loaded.config.logs.level, format, telemetry.layer()) {
                     eprintln!("agentd: {error}");
                     return ExitCode::from(daemon::BAD_INPUT);
                 }
-                daemon::run(loaded.config)
+                daemon::run(loaded.config, &telemetry)
             }
             Err(code) => code,
         },

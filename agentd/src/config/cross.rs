@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 
 use super::api::Api;
+use super::observe::Metrics;
 use super::problem::quoted;
 use super::types::Config;
 use super::{Origin, Problem};
@@ -120,6 +121,8 @@ pub(super) fn check(config: &Config, sources: &BTreeMap<String, Origin>, problem
     }
 
     listeners(&config.api, &mut fail);
+    config.otlp.check(&mut fail);
+    metrics_listeners(&config.metrics, &config.api, &mut fail);
     if config.sessions.per_container > config.sessions.total {
         let (one, all) = (config.sessions.per_container, config.sessions.total);
         let default = matches!(sources.get("sessions.per_container"), Some(Origin::Default));
@@ -213,6 +216,51 @@ fn listeners(api: &Api, fail: &mut impl FnMut(&str, String)) {
                 missing.join(", ")
             ),
         );
+    }
+}
+
+/// Metrics are served in plain text to this host alone, elsewhere with TLS, or in plain text where that was asked for.
+fn metrics_listeners(metrics: &Metrics, api: &Api, fail: &mut impl FnMut(&str, String)) {
+    for (index, text) in metrics.listen.iter().enumerate() {
+        let field = format!("metrics.listen[{index}]");
+        if metrics.listen[..index].contains(text) {
+            fail(&field, format!("found {} a second time; keep one", quoted(text)));
+        }
+        if api.listen.contains(text) {
+            let message = format!("found {}, which is in api.listen, too; expected another port", quoted(text));
+            fail(&field, message);
+        }
+        let loopback = text.parse::<SocketAddr>().is_ok_and(|address| address.ip().is_loopback());
+        if !loopback && !metrics.tls && !metrics.insecure {
+            fail(
+                &field,
+                format!(
+                    "found {}, where other hosts could read metrics in plain text; expected an address of loopback \
+                     (127.0.0.1 or [::1]), or metrics.tls = true, or metrics.insecure = true for a network that is trusted",
+                    quoted(text)
+                ),
+            );
+        }
+    }
+    if metrics.tls && metrics.insecure {
+        let message = "found true beside metrics.tls; plain text and TLS exclude each other, remove one of them";
+        fail("metrics.insecure", message.to_owned());
+    }
+    let missing: Vec<&str> = [
+        ("tls_certificate", &metrics.tls_certificate, &api.tls_certificate),
+        ("tls_key", &metrics.tls_key, &api.tls_key),
+        ("tls_client_ca", &metrics.tls_client_ca, &api.tls_client_ca),
+    ]
+    .into_iter()
+    .filter(|(_, own, shared)| own.is_none() && shared.is_none())
+    .map(|(name, ..)| name)
+    .collect();
+    if metrics.tls && !missing.is_empty() {
+        let message = format!(
+            "needs {}; set them in [metrics] or [api] (`agentctl cert init` makes such files)",
+            missing.join(", ")
+        );
+        fail("metrics.tls", message);
     }
 }
 

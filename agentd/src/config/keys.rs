@@ -5,6 +5,8 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use super::api_keys::API_KEYS;
+use super::observe_keys::OBSERVE_KEYS;
+use super::otlp_keys::OTLP_KEYS;
 use super::types::{Config, DiskEnforcement, LogFormat, PortRange, Registry, Subnet6};
 
 /// One key.
@@ -64,7 +66,7 @@ const MIB_MAX: u64 = 1 << 40;
 
 /// Every key, in the order in which it is printed.
 pub(super) fn keys() -> impl Iterator<Item = &'static Key> {
-    HOST_KEYS.iter().chain(API_KEYS)
+    HOST_KEYS.iter().chain(API_KEYS).chain(OBSERVE_KEYS).chain(OTLP_KEYS)
 }
 
 /// The keys of all but the API.

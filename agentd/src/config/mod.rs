@@ -15,6 +15,10 @@ mod cross;
 mod flags;
 mod keys;
 mod node;
+mod observe;
+mod observe_keys;
+mod otlp;
+mod otlp_keys;
 mod print;
 mod problem;
 mod sources;
@@ -24,6 +28,8 @@ mod types;
 
 pub use api::{Api, Record, Sessions};
 pub use flags::Flags;
+pub use observe::{Metrics, Observe};
+pub use otlp::{Compression, Otlp};
 pub use print::effective;
 pub use problem::Problem;
 pub use types::{

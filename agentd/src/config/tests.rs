@@ -38,6 +38,12 @@ fn every_malformed_file_is_named_by_line_and_field() {
     // (file, line, field, words of the message)
     let cases: &[(&str, usize, &str, &str)] = &[
         ("instance = \"Big\"", 1, "instance", "found 'Big'"),
+        ("[otlp]\nendpoint = \"localhost:4318\"", 2, "otlp.endpoint", "http://HOST:PORT"),
+        ("[otlp]\nheaders = [\"host=x\"]", 2, "otlp.headers[0]", "a header and its value"),
+        ("[otlp]\nheader_files = [\"x=token\"]", 2, "otlp.header_files[0]", "absolute path"),
+        ("[otlp]\ntrace_ratio = 1.5", 2, "otlp.trace_ratio", "from 0 to 1"),
+        ("[otlp]\ntls_key = \"/k\"", 2, "otlp.tls_key", "needs otlp.tls_certificate"),
+        ("[otlp]\nendpoint = \"http://a\"\ntls_ca = \"/c\"", 3, "otlp.tls_ca", "without TLS"),
         ("instance = \"a-name-of-more-than-twenty\"", 1, "instance", "1 to 20"),
         ("instance = 5", 1, "instance", "found the integer 5"),
         ("\nhostname = \"a..b\"", 2, "hostname", "host name"),
@@ -105,6 +111,20 @@ fn every_malformed_file_is_named_by_line_and_field() {
         ("[sessions]\nrecord = \"yes\"", 2, "sessions.record", "never, tty, always"),
         ("[sessions]\nbuffer_kib = 32", 2, "sessions.buffer_kib", "from 64 to 16384"),
         ("[sessions]\ntotal = 8", 2, "sessions.total", "found per_container 64"),
+        ("[observe]\ngroups = [\"net\", \"disk\"]", 2, "observe.groups[1]", "one of all, sched"),
+        ("[observe]\nevents = [\"fork\"]", 2, "observe.events[0]", "connect-failed"),
+        ("[observe]\nwithout = [\"kprobe\"]", 2, "observe.without[0]", "one of btf"),
+        ("[observe]\npressure_io = 101", 2, "observe.pressure_io", "from 0 to 100"),
+        ("[metrics]\nlisten = [\"9464\"]", 2, "metrics.listen[0]", "an IP address with a port"),
+        ("[metrics]\nlisten = [\"0.0.0.0:9464\"]", 2, "metrics.listen[0]", "or metrics.tls = true"),
+        ("[metrics]\nlisten = [\"[::1]:1\", \"[::1]:1\"]", 2, "metrics.listen[1]", "a second time"),
+        (
+            "[metrics]\ntls = true\nlisten = [\"0.0.0.0:9464\"]",
+            2,
+            "metrics.tls",
+            "needs tls_certificate, tls_key, tls_c",
+        ),
+        ("[metrics]\ntls = true\ninsecure = true", 3, "metrics.insecure", "exclude each other"),
         ("[api\nsocket_mode = \"0660\"", 1, "", "TOML"),
         ("[api]\nsocket_group = \"a\"\nsocket_group = \"b\"", 3, "", "duplicate"),
     ];
@@ -289,6 +309,33 @@ fn names_of_variables_are_unambiguous() {
     names.sort();
     names.dedup();
     assert_eq!(names.len(), count);
+}
+
+#[test]
+fn the_file_to_install_has_every_key_with_its_default() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../packaging/agentd.toml");
+    let file = std::fs::read_to_string(path).unwrap();
+    let mut section = "";
+    let mut written = std::collections::BTreeMap::new();
+    for line in file.lines() {
+        let line = line.strip_prefix('#').unwrap_or(line);
+        if let Some(heading) = line.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+            section = heading;
+        } else if let Some((name, value)) = line.split_once(" = ").filter(|(name, _)| !name.contains(' ')) {
+            written.insert((section, name), value);
+        }
+    }
+    let defaults = Config::defaults(DEFAULT_INSTANCE, None);
+    for key in keys().filter(|key| key.name != "registry") {
+        let value = written.remove(&(key.table, key.name));
+        let value = value.unwrap_or_else(|| panic!("packaging/agentd.toml does not have {}", key.field()));
+        // long lists are cut short there
+        if let Some(default) = print::value(key, &defaults).filter(|default| default.len() < 60) {
+            assert_eq!(value, default, "{}", key.field());
+        }
+    }
+    written.retain(|(section, _), _| *section != "[images.registry]");
+    assert!(written.is_empty(), "packaging/agentd.toml has what there is not: {:?}", written.keys());
 }
 
 #[test]

@@ -7,6 +7,8 @@ use ipnet::{Ipv4Net, Ipv6Net};
 use sha2::{Digest, Sha256};
 
 use super::api::{Api, Sessions};
+use super::observe::{Metrics, Observe};
+use super::otlp::Otlp;
 
 /// Everything that the daemon can be told. Values are always valid: they come from [`super::load`].
 #[derive(Debug, Clone, PartialEq)]
@@ -39,6 +41,12 @@ pub struct Config {
     pub api: Api,
     /// Sessions in containers.
     pub sessions: Sessions,
+    /// Delivery to an OpenTelemetry collector.
+    pub otlp: Otlp,
+    /// How containers are watched.
+    pub observe: Observe,
+    /// What metrics are gathered and where they are served.
+    pub metrics: Metrics,
 }
 
 /// Where things are.
@@ -357,6 +365,9 @@ impl Config {
             logs: Logs { max_bytes_per_container: 20 << 20, level: "info".to_owned(), format: LogFormat::Text },
             api: Api::defaults(etc),
             sessions: Sessions::default(),
+            otlp: Otlp::default(),
+            observe: Observe::default(),
+            metrics: Metrics::default(),
         }
     }
 }

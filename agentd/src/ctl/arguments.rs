@@ -122,6 +122,10 @@ pub enum Verb {
     Cert(super::cert::Arguments),
     /// Read and verify the audit log.
     Audit(super::audit::Arguments),
+    /// Draw which functions a container spends its time in.
+    Profile(super::profile::Arguments),
+    /// Show what is measured of containers, pods and the node.
+    Metrics(super::metrics::Arguments),
     /// Watch what containers use.
     Top(super::top::Arguments),
     /// Look whether the daemon can be reached, and what this host has and lacks.

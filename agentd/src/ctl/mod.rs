@@ -23,10 +23,12 @@ pub mod exec;
 pub mod failure;
 mod images;
 mod logs;
+pub mod metrics;
 mod node;
 mod output;
 mod pods;
 pub mod port_forward;
+pub mod profile;
 pub mod sessions;
 mod table;
 mod terminal;
@@ -101,6 +103,8 @@ async fn carry_out(arguments: Arguments, output: &mut Output) -> Result<()> {
         },
         Verb::Node => node::node(&client, output).await,
         Verb::Events(wanted) => events::events(&client, output, &wanted).await,
+        Verb::Profile(arguments) => profile::run(&client, output, arguments).await,
+        Verb::Metrics(arguments) => metrics::run(&client, output, arguments).await,
         Verb::Top(arguments) => top::run(&client, output, arguments).await,
         Verb::Doctor(arguments) => doctor::run(&client, output, arguments).await,
         Verb::Context { verb } => contexts::run(output, verb, context.as_deref()),

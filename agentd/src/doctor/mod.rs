@@ -1,7 +1,8 @@
 //! `agentd doctor`: what this host can do for pods, what it lacks, what that disables, and the cure.
 //!
 //! Each check looks, and changes nothing: mounts are only made detached and dropped, namespaces die with the process that
-//! was cloned into them, BPF programs are loaded and never attached. The checks run on threads of their own.
+//! was cloned into them, BPF programs are loaded and never attached. Only those that watch containers are attached, for a
+//! moment, and only where no daemon runs that could be asked. The checks run on threads of their own.
 
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
@@ -17,6 +18,7 @@ mod cgroups;
 mod clone;
 mod kernel;
 mod network;
+mod observe;
 mod process;
 mod storage;
 #[cfg(test)]
@@ -84,13 +86,14 @@ impl Check {
 
 /// Looks at the host. Blocking: a few hundred milliseconds.
 pub fn run(config: &Config) -> Vec<Check> {
-    let groups: [fn(&Config) -> Vec<Check>; 7] = [
+    let groups: [fn(&Config) -> Vec<Check>; 8] = [
         process::checks,
         cgroups::checks,
         kernel::checks,
         storage::checks,
         network::checks,
         bpf::checks,
+        observe::checks,
         access::checks,
     ];
     std::thread::scope(|scope| {

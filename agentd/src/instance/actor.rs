@@ -25,6 +25,8 @@ use crate::lifecycle::{Action, Input};
 use crate::pool::Haste;
 use crate::sandbox::Sandbox;
 use crate::session::Joinable;
+use crate::telemetry::spans::Parent;
+use crate::telemetry::start::Start;
 
 /// How long beyond its grace period a launch that is given up may take before its processes are killed.
 const OVERDUE: Duration = Duration::from_secs(5);
@@ -80,17 +82,20 @@ pub(super) struct Actor {
     pub waiting: Vec<oneshot::Sender<()>>,
     /// Held until the first launches are through.
     pub haste: Option<Haste>,
+    /// The start, until everything runs or has ended.
+    pub start: Option<Start>,
 }
 
-/// Spawns the task of an instance.
+/// Spawns the task of an instance: of a new one with its start, else of one that is taken back.
 pub(super) fn spawn(
     host: &Arc<Host>,
     record: Record,
     sandbox: Option<Sandbox>,
     processes: Vec<ProcessEntry>,
     grant: Grant,
-    adopted: bool,
+    start: Option<Start>,
 ) -> Handle {
+    let adopted = start.is_none();
     let (commands, command_receiver) = mpsc::unbounded_channel();
     let (signals, signal_receiver) = mpsc::unbounded_channel();
     let init_pid = sandbox.as_ref().map(|s| s.init_pid);
@@ -115,6 +120,7 @@ pub(super) fn spawn(
         settled,
         waiting: Vec::new(),
         haste: (!adopted).then(|| host.pool.haste()),
+        start,
     };
     tokio::spawn(actor.run(command_receiver, signal_receiver, processes, adopted));
     handle
@@ -276,18 +282,24 @@ impl Actor {
         }
     }
 
-    pub(super) fn persist(&self) {
+    pub(super) fn persist(&mut self) {
         if let Err(error) = self.record.write(&self.host.layout) {
             tracing::error!(instance = self.record.id, "{error}");
         }
         self.publish();
     }
 
-    fn publish(&self) {
+    /// What steps of the start are put under, while it goes on.
+    pub(super) fn trace(&self) -> Parent {
+        self.start.as_ref().map(Start::parent).unwrap_or_default()
+    }
+
+    fn publish(&mut self) {
         let init_pid = self.sandbox.as_ref().map(|s| s.init_pid);
         let status = self.record.status(&self.host, init_pid);
         let phase = status.phase;
         let before = self.status.send_replace(status).phase;
+        self.start.take_if(|start| !start.goes_on(phase));
         if phase != before {
             let subject = Subject { pod: Some(&self.spec.id), instance: Some(&self.record.id), container: None };
             let message = format!("{} (was {})", phase.as_str(), before.as_str());

@@ -16,6 +16,7 @@ use agentd_logging::Stream;
 use super::actor::Actor;
 use super::now_ms;
 use crate::lifecycle::{Action, Input};
+use crate::observe::Identity;
 
 impl Actor {
     pub(super) async fn take_back(&mut self, processes: Vec<ProcessEntry>) {
@@ -165,6 +166,9 @@ impl Actor {
                 return;
             }
         };
+        if let Some(identity) = Identity::of(&self.host.driver, &self.spec, &cgroup, attempt) {
+            tokio::task::block_in_place(|| self.host.watcher.publish(identity));
+        }
         self.end_leftover_commands(&cgroup).await;
         let plan = self.kept_plan(slot).await;
         let started = self.record.machine.containers[slot].started_ms;

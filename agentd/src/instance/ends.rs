@@ -245,6 +245,7 @@ impl Actor {
             live.health.cancel();
         }
         let id = self.record.id.clone();
+        self.host.watcher.instance_ended(&id);
         let mut sandbox = self.sandbox.take();
         // the folder on disk names what is left to do, so a failed release is tried again, here or after a restart
         while let Err(error) = setup::release(&self.host, &id, sandbox.take()) {
@@ -284,6 +285,7 @@ fn finish(
     if host.driver.populated(cgroup).unwrap_or(true) {
         empty(host, cgroup);
     }
+    host.watcher.ended(cgroup);
     let peak = host.memory.peak(cgroup).ok().flatten();
     let kills = host.memory.oom_kills(cgroup).unwrap_or(0);
     if kills <= oom_before {

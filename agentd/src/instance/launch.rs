@@ -19,6 +19,7 @@ use agentd_launcher::plan::ContainerPlan;
 use agentd_logging::Stream;
 use rustix::fs::{Mode, OFlags};
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 
 use super::{environment, setup};
 use crate::events::Subject;
@@ -26,7 +27,11 @@ use crate::failpoint;
 use crate::host::Host;
 use crate::launch::LaunchError;
 use crate::launch::pod_init::PodInit;
+use crate::observe::Identity;
+use crate::observe::latency::LATENCIES;
 use crate::sandbox::Spare;
+use crate::telemetry;
+use crate::telemetry::spans::{self, Parent};
 
 /// What one start is made of.
 pub struct Job {
@@ -40,6 +45,8 @@ pub struct Job {
     /// A spare that waits already.
     pub spare: Option<Spare>,
     pub cancel: CancellationToken,
+    /// The start of the pod that this is part of.
+    pub trace: Parent,
 }
 
 /// A program that runs.
@@ -65,8 +72,19 @@ struct Prepared {
 
 /// Runs the job.
 pub async fn run(job: Job) -> Result<Started, Failure> {
-    let prepared = prepare(&job).await?;
-    hand_over(&job, prepared).await
+    let began = Instant::now();
+    let name = &job.spec.containers[job.slot].name;
+    let span = job.trace.adopt(spans::container_start(&job.spec.id, &job.instance, name, job.attempt));
+    let started = async {
+        let prepared = prepare(&job).await?;
+        hand_over(&job, prepared).instrument(spans::step("launch.hand_over")).await
+    };
+    let result = started.instrument(span.clone()).await;
+    match &result {
+        Ok(_) => LATENCIES.container_start.observe_of(began.elapsed(), telemetry::trace_of(&span)),
+        Err((_, message)) => spans::failed(&span, message),
+    }
+    result
 }
 
 /// A step that may be given up in its midst. Work on the host by blocking threads is none: it would go on after the
@@ -108,12 +126,15 @@ pub async fn image(
             events.events.publish("image-pulling", subject, format!("{reference}: {layers} layers, {bytes} bytes"));
         }
     });
-    let image = host
-        .images
-        .obtain(&wanted, instance, progress)
-        .await
-        .map_err(|e| (Reason::ImagePullFailed, format!("containers[{slot}].image: {e}")))?;
+    let (began, span) = (Instant::now(), spans::image_pull(&wanted.id));
+    let image = host.images.obtain(&wanted, instance, progress).instrument(span.clone()).await;
+    let image = image.map_err(|e| {
+        spans::failed(&span, &e);
+        (Reason::ImagePullFailed, format!("containers[{slot}].image: {e}"))
+    })?;
+    span.record("agentd.image.pulled", pulled.load(Ordering::Relaxed));
     if pulled.load(Ordering::Relaxed) {
+        LATENCIES.image_pull.observe_of(began.elapsed(), telemetry::trace_of(&span));
         let subject = Subject { pod: Some(&spec.id), instance: Some(instance), container: Some(&container.name) };
         host.events.publish("image-pulled", subject, format!("{} is {}", image.reference, image.digest));
     }
@@ -149,13 +170,20 @@ async fn prepare(job: &Job) -> Result<Prepared, Failure> {
     } else {
         let kind = if job.spec.agentd.share_pid { SpareKind::SharedPid } else { SpareKind::Own };
         // what is left of an attempt that the daemon did not survive
-        job.init.forget(job.slot as u32).await.map_err(launch_failed)?;
-        fresh_cgroup(job).await?;
-        job.host.sandboxes.spare(&job.instance, &job.init, job.slot as u32, kind).await.map_err(launch_failed)?
+        let spare = async {
+            job.init.forget(job.slot as u32).await.map_err(launch_failed)?;
+            fresh_cgroup(job).await?;
+            job.host.sandboxes.spare(&job.instance, &job.init, job.slot as u32, kind).await.map_err(launch_failed)
+        };
+        spare.instrument(spans::step("launch.spare")).await?
     };
-    let prepared = tokio::task::block_in_place(|| isolate(job, image.as_ref(), cgroup, pid))?;
+    let isolate = async { tokio::task::block_in_place(|| isolate(job, image.as_ref(), cgroup, pid)) };
+    let prepared = isolate.instrument(spans::step("launch.isolate")).await?;
     failpoint::pass("launch.prepared");
-    unless_cancelled(job, fetch_artifacts(job, &prepared)).await?;
+    if !job.spec.containers[job.slot].artifacts.is_empty() {
+        let fetched = fetch_artifacts(job, &prepared).instrument(spans::step("artifacts.fetch"));
+        unless_cancelled(job, fetched).await?;
+    }
     failpoint::pass("launch.artifacts-ready");
     Ok(prepared)
 }
@@ -171,6 +199,10 @@ async fn fresh_cgroup(job: &Job) -> Result<(), Failure> {
 /// Has every isolator do its part. Blocking.
 fn isolate(job: &Job, image: Option<&ImageRoot>, cgroup: Arc<ContainerCgroup>, pid: u32) -> Result<Prepared, Failure> {
     let (host, spec, slot) = (&job.host, &job.spec, job.slot);
+    // known before the program begins, so that nothing it does is nobody's
+    if let Some(identity) = Identity::of(&host.driver, spec, &cgroup, job.attempt) {
+        host.watcher.publish(identity);
+    }
     let mut launch = Launch::default();
     launch.plan.umask = 0o022;
     launch.plan.env = variables(host, spec, &job.instance, slot).map_err(launch_failed)?;

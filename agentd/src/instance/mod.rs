@@ -36,6 +36,7 @@ pub use state::Record;
 use crate::host::Host;
 use crate::sandbox::Sandbox;
 use crate::session::Joinable;
+use crate::telemetry::start::Start;
 
 /// What others ask of an instance.
 #[derive(Debug)]
@@ -125,11 +126,11 @@ impl Handle {
 pub type Grant = crate::admission::Grant;
 
 /// Starts a new instance in a sandbox. Its checkpoint is written before this returns.
-pub fn begin(host: &Arc<Host>, spec: PodSpec, sandbox: Sandbox, grant: Grant) -> Result<Handle, String> {
+pub fn begin(host: &Arc<Host>, spec: PodSpec, sandbox: Sandbox, grant: Grant, start: Start) -> Result<Handle, String> {
     let record = Record::new(&sandbox.id, spec, host.config.pods.kill_grace_seconds);
     record.write(&host.layout)?;
     crate::failpoint::pass("instance.checkpointed");
-    Ok(actor::spawn(host, record, Some(sandbox), Vec::new(), grant, false))
+    Ok(actor::spawn(host, record, Some(sandbox), Vec::new(), grant, Some(start)))
 }
 
 /// Takes back an instance found on disk. `sandbox` is none when its pod-init is dead.
@@ -143,7 +144,7 @@ pub fn adopt(
         Some((sandbox, processes)) => (Some(sandbox), processes),
         None => (None, Vec::new()),
     };
-    actor::spawn(host, record, sandbox, processes, grant, true)
+    actor::spawn(host, record, sandbox, processes, grant, None)
 }
 
 /// What one instance of a pod needs.

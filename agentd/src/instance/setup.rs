@@ -9,6 +9,7 @@ use agentd_isolators::network::AttachRequest;
 use crate::failpoint;
 use crate::host::Host;
 use crate::sandbox::Sandbox;
+use crate::telemetry::spans::step;
 
 /// Whether the pod lives in the host's network namespace.
 pub fn uses_host_network(pod: &PodSpec) -> bool {
@@ -44,7 +45,7 @@ pub async fn run(host: &Arc<Host>, pod: &PodSpec, sandbox: &Sandbox) -> Result<(
             .mode(0o711)
             .create(&dir)
             .map_err(|e| format!("cannot make {}: {e}", dir.display()))?;
-        host.disk.prepare_pod(id, pod, &dir).map_err(|e| e.to_string())?;
+        step("disk.prepare").in_scope(|| host.disk.prepare_pod(id, pod, &dir)).map_err(|e| e.to_string())?;
         failpoint::pass("setup.disk-ready");
         let request = AttachRequest {
             instance: id,
@@ -53,8 +54,9 @@ pub async fn run(host: &Arc<Host>, pod: &PodSpec, sandbox: &Sandbox) -> Result<(
             netns: (!uses_host_network(pod)).then_some(namespace.as_fd()),
             pod_dir: &dir,
         };
-        host.network.attach(&request).map_err(|e| e.to_string())?;
+        step("network.attach").in_scope(|| host.network.attach(&request)).map_err(|e| e.to_string())?;
         failpoint::pass("setup.network-attached");
+        let _volumes = step("volumes.mount").entered();
         let secrets = host.secret_volumes(pod)?;
         host.volumes.pod_mounts(pod, &secrets).map_err(|e| e.to_string())
     };

@@ -12,14 +12,16 @@ use agentd_launcher::plan::ContainerPlan;
 use futures_util::FutureExt;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 
 use super::actor::{Actor, Live, Signal};
-use super::command::Runner;
+use super::command::{Kept, Runner};
 use super::ends::empty;
 use super::launch::{self, Job, Started};
 use super::setup;
 use crate::launch::LaunchError;
 use crate::lifecycle::{Ending, Input};
+use crate::telemetry::spans;
 
 /// How often a pod-init that dies before anything was started in it is replaced.
 const NEW_SANDBOXES: usize = 2;
@@ -28,7 +30,10 @@ impl Actor {
     /// Sets the sandbox up and begins.
     pub(super) async fn set_up(&mut self) {
         let mut result = match &self.sandbox {
-            Some(sandbox) => setup::run(&self.host, &self.spec, sandbox).await,
+            Some(sandbox) => {
+                let span = self.trace().step("sandbox.set_up");
+                setup::run(&self.host, &self.spec, sandbox).instrument(span).await
+            }
             None => Err("there is no sandbox".to_owned()),
         };
         for _ in 0..NEW_SANDBOXES {
@@ -87,6 +92,7 @@ impl Actor {
                 // a spare, or a program whose start could not be answered any more
                 empty(&host, &cgroup);
             }
+            host.watcher.ended(&cgroup);
             let pod_dir = host.layout.sandbox(&id);
             host.cleanup(&ContainerContext {
                 pod: &spec,
@@ -160,6 +166,7 @@ impl Actor {
             slot: slot as u32,
             plan,
             exits: Arc::clone(&self.exits),
+            kept: Kept::default(),
         });
         let field = format!("containers[{slot}].healthCheck");
         let probe = match Probe::from_spec(check, ProbeContext { netns, port: &port, runner }, &field) {
@@ -172,8 +179,14 @@ impl Actor {
         let (sender, mut events) = mpsc::channel(4);
         tokio::spawn(agentd_checks::drive(Timing::from_spec(check), probe, age, health, sender));
         let signals = self.signals.clone();
+        let mut first = self.start.as_ref().map(|start| start.parent().step("health.first_probe"));
         tokio::spawn(async move {
             while let Some(event) = events.recv().await {
+                if let Some(span) = first.take()
+                    && !matches!(event, HealthEvent::Healthy)
+                {
+                    spans::failed(&span, &"unhealthy");
+                }
                 let input = match event {
                     HealthEvent::Healthy => Input::Health { slot, attempt, healthy: true },
                     HealthEvent::Unhealthy { .. } => Input::Health { slot, attempt, healthy: false },
@@ -216,6 +229,7 @@ impl Actor {
             cores: self.record.cores[slot].clone(),
             spare: spare.filter(|_| fits),
             cancel: cancel.clone(),
+            trace: self.trace(),
         };
         self.launches.insert(slot, cancel);
         let signals = self.signals.clone();
@@ -243,7 +257,8 @@ impl Actor {
             self.sandbox = Some(self.host.sandboxes.rebuild(&self.record.id).await?);
         }
         if let Some(sandbox) = &self.sandbox {
-            setup::run(&self.host, &self.spec, sandbox).await?;
+            let span = self.trace().step("sandbox.set_up");
+            setup::run(&self.host, &self.spec, sandbox).instrument(span).await?;
         }
         self.ready = true;
         Ok(())

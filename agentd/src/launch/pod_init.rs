@@ -7,10 +7,11 @@
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use agentd_launcher::message::{Ended, ProcessEntry, Reply, Request, SpareKind, Streams};
+use agentd_launcher::message::{Ended, PROTOCOL_RUN, ProcessEntry, Reply, Request, SpareKind, Streams};
 use agentd_launcher::socket::MAX_MESSAGE;
 use tokio::sync::{mpsc, oneshot};
 
@@ -55,6 +56,8 @@ struct Shared {
 #[derive(Debug)]
 pub struct PodInit {
     shared: Arc<Shared>,
+    /// Version of the protocol that it speaks; 0 before it was asked.
+    protocol: AtomicU32,
     reader: tokio::task::JoinHandle<()>,
 }
 
@@ -83,7 +86,7 @@ impl PodInit {
         })?;
         let shared = Arc::new(Shared { socket, waiting: Mutex::new(Waiting::default()) });
         let reader = tokio::spawn(read(Arc::clone(&shared), notices));
-        Ok(Self { shared, reader })
+        Ok(Self { shared, protocol: AtomicU32::new(0), reader })
     }
 
     async fn ask(&self, request: &Request, fds: &[BorrowedFd<'_>]) -> Result<Answer, LaunchError> {
@@ -99,9 +102,13 @@ impl PodInit {
             sequence
         };
         self.shared.socket.send(&request.encode(sequence), fds).await.map_err(|_| LaunchError::Gone)?;
-        // a start takes as long as its mounts do; everything else is a matter of microseconds
-        let limit = if matches!(request, Request::Start { .. }) { Duration::MAX } else { PATIENCE };
-        let Ok(answer) = tokio::time::timeout(limit, receiver).await else {
+        // a start takes as long as its mounts do, a run as long as its program; everything else is a matter of microseconds
+        let answer = if matches!(request, Request::Start { .. } | Request::Run { .. }) {
+            Ok(receiver.await)
+        } else {
+            tokio::time::timeout(PATIENCE, receiver).await
+        };
+        let Ok(answer) = answer else {
             self.shared.waiting.lock().unwrap_or_else(PoisonError::into_inner).replies.remove(&sequence);
             return Err(LaunchError::Refused(format!(
                 "the pod's launcher did not answer within {} s",
@@ -131,9 +138,20 @@ impl PodInit {
     /// Its state.
     pub async fn state(&self) -> Result<State, LaunchError> {
         match self.ask(&Request::Hello, &[]).await? {
-            (Reply::State { pid, processes, .. }, _) => Ok(State { pid, processes }),
+            (Reply::State { protocol, pid, processes }, _) => {
+                self.protocol.store(protocol, Ordering::Relaxed);
+                Ok(State { pid, processes })
+            }
             (other, _) => Err(LaunchError::Unexpected(format!("{other:?}"))),
         }
+    }
+
+    /// Whether it knows [`PodInit::run`]; one that was started by an older daemon may not. Asks it at most once.
+    pub async fn can_run(&self) -> Result<bool, LaunchError> {
+        if self.protocol.load(Ordering::Relaxed) == 0 {
+            self.state().await?;
+        }
+        Ok(self.protocol.load(Ordering::Relaxed) >= PROTOCOL_RUN)
     }
 
     /// Sets the pod's host name.
@@ -168,11 +186,34 @@ impl PodInit {
         Ok((pid, pipes))
     }
 
-    /// Starts a joined process in a spare with standard streams of the caller's.
-    pub async fn start_with(&self, key: u32, plan: &[u8], streams: [BorrowedFd<'_>; 3]) -> Result<u32, LaunchError> {
-        let memory = binary::memory_file("plan", plan)?;
-        let all: Vec<BorrowedFd<'_>> = std::iter::once(memory.as_fd()).chain(streams).collect();
+    /// Starts a joined process in a spare with standard streams of the caller's. `plan`: a memfd.
+    pub async fn start_with(
+        &self,
+        key: u32,
+        plan: BorrowedFd<'_>,
+        streams: [BorrowedFd<'_>; 3],
+    ) -> Result<u32, LaunchError> {
+        let all: Vec<BorrowedFd<'_>> = std::iter::once(plan).chain(streams).collect();
         self.process(Request::Start { key, attempt: 1, streams: Streams::Given }, &all).await.map(|(pid, _)| pid)
+    }
+
+    /// Runs a program to its end in `cgroup` and in the namespaces of the process `target`; pod-init then forgets it by
+    /// itself. `plan`: a memfd. It goes on when this future is dropped: whoever does not want that kills the cgroup. Only where
+    /// [`PodInit::can_run`] says so.
+    pub async fn run(
+        &self,
+        (key, target): (u32, u32),
+        cgroup: BorrowedFd<'_>,
+        tasks: &[OwnedFd],
+        plan: BorrowedFd<'_>,
+        streams: [BorrowedFd<'_>; 3],
+    ) -> Result<Ended, LaunchError> {
+        let given = std::iter::once(plan).chain(streams).chain(std::iter::once(cgroup));
+        let fds: Vec<BorrowedFd<'_>> = given.chain(tasks.iter().map(AsFd::as_fd)).collect();
+        match self.ask(&Request::Run { key, target }, &fds).await? {
+            (Reply::Exited { ended, .. }, _) => Ok(ended),
+            (other, _) => Err(LaunchError::Unexpected(format!("{other:?}"))),
+        }
     }
 
     /// Starts a joined process whose agentd ends of the streams (`kept`; the first is the write end of standard input where
@@ -264,7 +305,8 @@ async fn read(shared: Arc<Shared>, notices: mpsc::UnboundedSender<Notice>) {
             Ok(message) => message,
         };
         let Ok((sequence, reply)) = Reply::decode(&buffer[..length]) else { break };
-        if let Reply::Exited { key, attempt, ended } = reply {
+        if let (0, Reply::Exited { key, attempt, ended }) = (sequence, &reply) {
+            let (key, attempt, ended) = (*key, *attempt, *ended);
             // a closed channel means that nobody minds this pod any more
             let _ = notices.send(Notice::Exited { key, attempt, ended });
             continue;
@@ -279,4 +321,73 @@ async fn read(shared: Arc<Shared>, notices: mpsc::UnboundedSender<Notice>) {
     waiting.replies.clear();
     drop(waiting);
     let _ = notices.send(Notice::Gone);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::OwnedFd;
+
+    use agentd_launcher::socket;
+
+    use super::super::seqpacket;
+    use super::*;
+
+    /// Serves one connection as a pod-init of this protocol would: each run is told after the end of another process, and the
+    /// second one fails.
+    fn serve(listener: &OwnedFd, protocol: u32) {
+        rustix::io::ioctl_fionbio(listener, false).unwrap();
+        let connection = rustix::net::accept(listener).unwrap();
+        let mut buffer = vec![0; MAX_MESSAGE];
+        let mut runs = 0;
+        loop {
+            let (length, fds) = socket::receive(connection.as_fd(), &mut buffer, true).unwrap();
+            if length == 0 {
+                return;
+            }
+            let (sequence, request) = Request::decode(&buffer[..length]).unwrap();
+            let say = |sequence, reply: Reply| {
+                socket::send(connection.as_fd(), &reply.encode(sequence), &[], true).unwrap();
+            };
+            match request {
+                Request::Hello => say(sequence, Reply::State { protocol, pid: 1, processes: Vec::new() }),
+                Request::Run { key, target: 3 } if protocol >= PROTOCOL_RUN && fds.len() == 6 => {
+                    runs += 1;
+                    say(0, Reply::Exited { key: 1, attempt: 2, ended: Ended::Signal(9) });
+                    if runs == 2 {
+                        say(sequence, Reply::Failed { stage: "exec /x".to_owned(), errno: libc::ENOENT });
+                    } else {
+                        say(sequence, Reply::Exited { key, attempt: 1, ended: Ended::Code(7) });
+                    }
+                }
+                other => panic!("{other:?} with {} descriptors", fds.len()),
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_run_is_answered_at_its_end_and_asked_only_of_who_knows_it() {
+        for (protocol, knows) in [(PROTOCOL_RUN - 1, false), (PROTOCOL_RUN, true)] {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("init.sock");
+            let listener = seqpacket::listen(&path).unwrap();
+            let server = std::thread::spawn(move || serve(&listener, protocol));
+            let (sender, mut notices) = mpsc::unbounded_channel();
+            let init = PodInit::connect(&path, sender).unwrap();
+            assert_eq!(init.can_run().await.unwrap(), knows);
+            assert_eq!(init.can_run().await.unwrap(), knows);
+            if knows {
+                let null = std::fs::File::open("/dev/null").unwrap();
+                let (fd, tasks) = (null.as_fd(), [OwnedFd::from(null.try_clone().unwrap())]);
+                let run = || init.run((70_000, 3), fd, &tasks, fd, [fd; 3]);
+                assert_eq!(run().await.unwrap(), Ended::Code(7));
+                // the end of another process is nobody's answer
+                let other = Notice::Exited { key: 1, attempt: 2, ended: Ended::Signal(9) };
+                assert_eq!(notices.recv().await, Some(other));
+                assert_eq!(run().await.unwrap_err().to_string(), "exec /x: No such file or directory (os error 2)");
+            }
+            drop(init);
+            // the reader, which holds the socket, ends when this thread lets it
+            tokio::task::spawn_blocking(|| server.join().unwrap()).await.unwrap();
+        }
+    }
 }

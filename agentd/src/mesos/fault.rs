@@ -67,7 +67,7 @@ impl From<NodeError> for Fault {
     fn from(error: NodeError) -> Self {
         let status = match &error {
             NodeError::Invalid(_) | NodeError::BadRequest(_) => StatusCode::BAD_REQUEST,
-            NodeError::NotFound(_) => StatusCode::NOT_FOUND,
+            NodeError::NotFound(_) | NodeError::NotInPod(_) => StatusCode::NOT_FOUND,
             NodeError::Conflict(_) | NodeError::Insufficient(_) | NodeError::Stale { .. } => StatusCode::CONFLICT,
             NodeError::Failed(_) => StatusCode::INTERNAL_SERVER_ERROR,
         };

@@ -40,6 +40,11 @@ use crate::api::answer::Answer;
 use crate::api::handle::{Api, Call};
 use fault::Fault;
 
+/// Figures by the names of a Mesos agent, those that agentd has.
+pub fn known_figures(pods: &impl Pods) -> std::collections::BTreeMap<&'static str, f64> {
+    figures::metrics(pods)
+}
+
 /// Whether a path (decoded segments, without a leading `slave(1)`) belongs to the Mesos agent API.
 pub fn serves(segments: &[&str]) -> bool {
     match segments {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use agentd_api::mesos::{self, v1};
 use agentd_api::session::SessionStatus;
+use agentd_metrics::encode::snapshot;
 use hyper::header::{CONTENT_DISPOSITION, HOST, HeaderValue};
 use hyper::{HeaderMap, Response, StatusCode};
 use serde_json::{Map, Value, json};
@@ -35,7 +36,15 @@ pub(super) async fn answer<P: Pods>(api: &Arc<Api<P>>, page: &str, call: Call<'_
             json(&json!({"version": version.version, "git_tag": version.git_tag}))
         }
         "flags" => json(&json!({"flags": flags(api.as_ref())})),
-        "metrics/snapshot" => json(&figures::metrics(api.pods.as_ref())),
+        "metrics/snapshot" => {
+            let known = figures::metrics(api.pods.as_ref());
+            // what is about the host is for who may see the host; a host too slow to be measured still has its own figures
+            let gathered = if api.sees(caller, None) { api.pods.gather().await.ok() } else { None };
+            match gathered {
+                Some(gathered) => json(&gathered.read(|batch| snapshot::figures(batch, known))),
+                None => json(&known),
+            }
+        }
         "state" => json(&state(api, &access::visible(api, caller, Verb::View), &parts.headers)),
         "containers" => {
             let nested = query.get("show_nested") == Some("true");

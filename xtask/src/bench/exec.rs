@@ -14,7 +14,7 @@ use super::harness::{Contestant, Turns, take_turns};
 use super::ours::{self, Network};
 use super::peers::{self, Containerd, Podman, Runtime, silent};
 use super::report::{Bound, Report};
-use super::{checks, oci, pipe, pods, scratch_parent};
+use super::{Options, checks, oci, pipe, pods, scratch_parent};
 use crate::daemon::{Daemon, Scratch};
 use crate::http::segment;
 use crate::installed;
@@ -28,6 +28,8 @@ struct Size {
 
 const FULL: Size = Size { samples: 40, pipes: 5, windows: 5 };
 const QUICK: Size = Size { samples: 10, pipes: 2, windows: 2 };
+/// What can be measured by itself: programs run in a container, health checks by command, throughput.
+pub const SERIES: [&str; 3] = ["programs", "check", "pipe"];
 /// Runs back to back in one turn.
 const BLOCK: usize = 5;
 
@@ -101,8 +103,7 @@ impl Ours<'_> {
 }
 
 /// Runs the benchmark. The exit code is 1 when a target was missed.
-pub fn run(root: &Path, quick: bool) -> Result<ExitCode, String> {
-    let size = if quick { QUICK } else { FULL };
+pub fn run(root: &Path, options: &Options) -> Result<ExitCode, String> {
     let program = agentd_testbox::program::build(root)?;
     let scratch = Scratch::new(&scratch_parent(), "bench")?;
     let (home, lower) = (scratch.path().join("home"), scratch.path().join("lower"));
@@ -113,12 +114,12 @@ pub fn run(root: &Path, quick: bool) -> Result<ExitCode, String> {
     oci::root_file_system(&lower, &program)?;
 
     let plenty = [pods::PLENTY, &["--set", "api.requests_per_second=0"]].concat();
-    let daemon = Daemon::start(&root.join("target/release/agentd"), &home, &plenty)?;
+    let daemon = Daemon::start(&options.agentd(root), &home, &plenty)?;
     ours::import(&mut daemon.client(), &archive, ours::IMAGE)?;
     // the daemon is outside of this namespace: it sees the host as it is
     peers::enter_namespace()?;
     let mut report = Report::default();
-    let result = measure(root, &daemon, scratch.path(), &lower, &archive, &size, &mut report);
+    let result = measure(root, options, &daemon, scratch.path(), &lower, &archive, &mut report);
     peers::remove_cgroups();
     peers::unmount_below(scratch.path());
     let log = daemon.log_text();
@@ -169,11 +170,36 @@ fn prepare(scratch: &Path, lower: &Path, archive: &Path, report: &mut Report) ->
 
 fn measure(
     root: &Path,
+    options: &Options,
     daemon: &Daemon,
     scratch: &Path,
     lower: &Path,
     archive: &Path,
+    report: &mut Report,
+) -> Result<(), String> {
+    let size = if options.quick { QUICK } else { FULL };
+    let agentctl = root.join("target/release/agentctl");
+    if options.wants("programs") {
+        programs(daemon, &agentctl, &size, |report| prepare(scratch, lower, archive, report), report)?;
+    }
+    if options.wants("check") {
+        println!("health checks by command");
+        report.add("check", "ms", &checks::measure(daemon, size.windows)?);
+        report.hold("check: CPU of one", 2.0, true);
+    }
+    if options.wants("pipe") {
+        println!("2 GiB through a program in a container");
+        report.add("pipe", "GB/s", &pipe::measure(daemon, &agentctl, size.pipes)?);
+        report.compare("pipe: agentctl exec -i cat", "pipe: five times cat", Bound::AtLeast(0.5));
+    }
+    Ok(())
+}
+
+fn programs(
+    daemon: &Daemon,
+    agentctl: &Path,
     size: &Size,
+    prepare: impl FnOnce(&mut Report) -> Peers,
     report: &mut Report,
 ) -> Result<(), String> {
     let mut client = daemon.client();
@@ -181,9 +207,9 @@ fn measure(
     let status = client.expect("POST", "/v1/pods?wait=running", pod.as_bytes(), &[201])?.json()?;
     let pid = status["instances"][0]["containers"][0]["pid"].as_u64();
     let pid = pid.ok_or_else(|| format!("the pod does not run: {status}"))?;
-    let ours = Ours { agentctl: root.join("target/release/agentctl"), daemon, pid };
+    let ours = Ours { agentctl: agentctl.to_owned(), daemon, pid };
 
-    let peers = prepare(scratch, lower, archive, report);
+    let peers = prepare(report);
     println!("\na program in a running container, back to back");
     let rounds = size.samples / BLOCK;
     let turns = Turns { warm_up: 1, rounds, block: BLOCK, pause: Duration::from_millis(100) };
@@ -195,14 +221,6 @@ fn measure(
     report.compare("back to back: agentctl exec", "back to back: ctr task exec", Bound::Faster(4.0));
     report.compare("with gaps: agentctl exec", "with gaps: crun exec", Bound::AtMost(1.5));
     drop(peers);
-
-    println!("health checks by command");
-    report.add("check", "ms", &checks::measure(daemon, size.windows)?);
-    report.hold("check: CPU of one", 2.0, true);
-
-    println!("2 GiB through a program in a container");
-    report.add("pipe", "GB/s", &pipe::measure(daemon, &ours.agentctl, size.pipes)?);
-    report.compare("pipe: agentctl exec -i cat", "pipe: five times cat", Bound::AtLeast(0.5));
     ours::remove(&mut daemon.client(), POD)
 }
 

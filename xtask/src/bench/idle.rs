@@ -13,7 +13,7 @@ const SETTLE: Duration = Duration::from_secs(3);
 const WORKERS: usize = 4;
 
 /// A value in KiB of a file such as /proc/meminfo.
-fn kib(path: &str, name: &str) -> Result<f64, String> {
+pub fn kib(path: &str, name: &str) -> Result<f64, String> {
     let text = fs::read_to_string(path).map_err(|error| format!("{path}: {error}"))?;
     text.lines()
         .find_map(|line| line.strip_prefix(name)?.strip_prefix(':')?.split_whitespace().next()?.parse().ok())
@@ -57,6 +57,22 @@ pub fn measure(daemon: &Daemon, count: usize) -> Result<Measured, String> {
     let measured = measured?;
     removed?;
     Ok(measured)
+}
+
+/// Starts `count` pods of one container that waits, does something, and removes them.
+pub fn with_pods(daemon: &Daemon, count: usize, mut job: impl FnMut() -> Result<(), String>) -> Result<(), String> {
+    let ids: Vec<String> = (0..count).map(|index| format!("/idle/{index}")).collect();
+    let started = each(daemon, &ids, |client, id| {
+        let body = ours::pod(id, Network::Isolated, 1, &["/bin/testbox", "hold"]).to_string();
+        client.expect("POST", "/v1/pods?wait=running", body.as_bytes(), &[201]).map(|_| ())
+    });
+    let done = started.and_then(|_| {
+        std::thread::sleep(SETTLE);
+        job()
+    });
+    let removed = each(daemon, &ids, ours::remove);
+    done?;
+    removed.map(|_| ())
 }
 
 /// Does something for each pod, several at a time.

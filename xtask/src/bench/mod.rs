@@ -5,6 +5,7 @@ mod exec;
 mod floor;
 mod harness;
 mod idle;
+mod observe;
 mod oci;
 mod ours;
 mod peers;
@@ -19,14 +20,64 @@ use std::process::ExitCode;
 
 use crate::elevate;
 
+/// What is measured, and how.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Options {
+    /// The benchmark.
+    name: String,
+    /// Fewer samples.
+    quick: bool,
+    /// The series that are wanted; none names all.
+    series: Vec<String>,
+    /// The daemon that is measured instead of the one that was just built.
+    agentd: Option<PathBuf>,
+}
+
+impl Options {
+    fn parse(arguments: &[String]) -> Result<Self, String> {
+        const USAGE: &str = "expected one name of: pods, exec, observe; and perhaps --quick, --agentd FILE, and --series NAMES \
+                             with commas (of exec: programs, check, pipe; of observe: maps, pipe, redis, compile, daemon)";
+        let mut options = Self::default();
+        let mut words = arguments.iter();
+        while let Some(word) = words.next() {
+            let mut value = || words.next().ok_or_else(|| format!("bench: {word} has no value; {USAGE}"));
+            match word.as_str() {
+                "--quick" => options.quick = true,
+                "--agentd" => options.agentd = Some(PathBuf::from(value()?)),
+                "--series" => options.series = value()?.split(',').map(str::to_owned).collect(),
+                "pods" | "exec" | "observe" if options.name.is_empty() => options.name.clone_from(word),
+                other => return Err(format!("bench: found {other:?}, {USAGE}")),
+            }
+        }
+        let known = |series: &String| match options.name.as_str() {
+            "exec" => exec::SERIES.contains(&series.as_str()),
+            "observe" => observe::SERIES.contains(&series.as_str()),
+            _ => false,
+        };
+        if let Some(strange) = options.series.iter().find(|series| !known(series)) {
+            return Err(format!("bench: found the series {strange:?}, {USAGE}"));
+        }
+        if options.name.is_empty() { Err(format!("bench: {USAGE}")) } else { Ok(options) }
+    }
+
+    /// Whether a series is wanted.
+    fn wants(&self, series: &str) -> bool {
+        self.series.is_empty() || self.series.iter().any(|name| name == series)
+    }
+
+    /// The daemon that is measured.
+    fn agentd(&self, root: &Path) -> PathBuf {
+        self.agentd.clone().unwrap_or_else(|| root.join("target/release/agentd"))
+    }
+}
+
 /// Runs one benchmark by name.
 pub fn run(root: &Path, arguments: &[String]) -> Result<ExitCode, String> {
-    let quick = arguments.iter().any(|word| word == "--quick");
-    let names: Vec<&str> = arguments.iter().map(String::as_str).filter(|word| *word != "--quick").collect();
-    let measure = match names.as_slice() {
-        ["pods"] => pods::run,
-        ["exec"] => exec::run,
-        _ => return Err("bench: expected one name of: pods, exec; and perhaps --quick".to_owned()),
+    let options = Options::parse(arguments)?;
+    let measure = match options.name.as_str() {
+        "pods" => pods::run,
+        "observe" => observe::run,
+        _ => exec::run,
     };
     let words: Vec<String> = std::iter::once("bench".to_owned()).chain(arguments.iter().cloned()).collect();
     if let Some(end) = elevate::require(root, &words) {
@@ -42,11 +93,35 @@ pub fn run(root: &Path, arguments: &[String]) -> Result<ExitCode, String> {
             .map_err(|error| format!("target/release/xtask cannot be started: {error}"))?;
         return Ok(ExitCode::from(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1)));
     }
-    measure(root, quick)
+    measure(root, &options)
 }
 
 /// Where a benchmark keeps its files: memory where there is some, because a disk's mood is not what is measured.
 fn scratch_parent() -> PathBuf {
     let memory = PathBuf::from("/dev/shm");
     if memory.is_dir() { memory } else { std::env::temp_dir() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &str) -> Result<Options, String> {
+        Options::parse(&line.split_whitespace().map(str::to_owned).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn arguments_name_one_benchmark_and_known_series() {
+        let options = parse("exec --quick --series check,pipe --agentd /a").unwrap();
+        assert!(options.quick && options.wants("check") && options.wants("pipe") && !options.wants("programs"));
+        assert_eq!(options.agentd(Path::new("/r")), Path::new("/a"));
+        let plain = parse("pods").unwrap();
+        assert!(!plain.quick && plain.wants("check"));
+        assert_eq!(plain.agentd(Path::new("/r")), Path::new("/r/target/release/agentd"));
+        for wrong in
+            ["", "--quick", "pods exec", "exec --series", "exec --series checks", "pods --series check", "exec -q"]
+        {
+            assert!(parse(wrong).is_err(), "{wrong} was taken");
+        }
+    }
 }

@@ -11,7 +11,7 @@ use super::harness::{Contestant, Turns, take_turns};
 use super::ours::{self, Network};
 use super::peers::{self, Containerd, Podman, Runtime};
 use super::report::{Bound, Report};
-use super::{idle, oci, scratch_parent, storm, unpack};
+use super::{Options, idle, oci, scratch_parent, storm, unpack};
 use crate::daemon::{Daemon, Scratch};
 use crate::installed;
 
@@ -51,8 +51,8 @@ struct Peers {
 }
 
 /// Runs the benchmark. The exit code is 1 when a target was missed.
-pub fn run(root: &Path, quick: bool) -> Result<ExitCode, String> {
-    let size = if quick { QUICK } else { FULL };
+pub fn run(root: &Path, options: &Options) -> Result<ExitCode, String> {
+    let size = if options.quick { QUICK } else { FULL };
     let program = agentd_testbox::program::build(root)?;
     let scratch = Scratch::new(&scratch_parent(), "bench")?;
     let (home, lower) = (scratch.path().join("home"), scratch.path().join("lower"));
@@ -62,7 +62,7 @@ pub fn run(root: &Path, quick: bool) -> Result<ExitCode, String> {
         .map_err(|error| format!("{}: {error}", archive.display()))?;
     oci::root_file_system(&lower, &program)?;
 
-    let daemon = Daemon::start(&root.join("target/release/agentd"), &home, PLENTY)?;
+    let daemon = Daemon::start(&options.agentd(root), &home, PLENTY)?;
     ours::import(&mut daemon.client(), &archive, ours::IMAGE)?;
     // the daemon is outside of this namespace: it sees the host as it is
     peers::enter_namespace()?;

@@ -88,7 +88,8 @@ pub fn run(root: &Path, arguments: &[String]) -> Result<ExitCode, String> {
         }
     }
     if request.with_peers {
-        peers::install();
+        peers::install(root);
+        crate::ebpf::rebuild(root);
     }
     let mut total = Outcome::default();
     let mut lines = Vec::new();

@@ -40,6 +40,10 @@ fn routes() -> Vec<Route> {
         Route::Health,
         Route::OpenApi,
         Route::Usage,
+        Route::Exposition,
+        Route::Metrics,
+        Route::Observe,
+        Route::Profile,
         Route::Exec(id()),
         Route::ReadFiles(id()),
         Route::WriteFiles(id()),
@@ -72,6 +76,10 @@ fn routes() -> Vec<Route> {
             | Route::Health
             | Route::OpenApi
             | Route::Usage
+            | Route::Exposition
+            | Route::Metrics
+            | Route::Observe
+            | Route::Profile
             | Route::Exec(_)
             | Route::ReadFiles(_)
             | Route::WriteFiles(_)

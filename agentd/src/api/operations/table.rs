@@ -390,6 +390,76 @@ pub static OPERATIONS: &[Operation] = &[
         ..PLAIN
     },
     Operation {
+        path: "/v1/profile",
+        tag: "node",
+        verb: "logs",
+        summary: "Which functions a pod's containers spend their time in; see docs/profiling.md",
+        parameters: &[
+            parameter("pod", Form::Text, "Id of the pod."),
+            INSTANCE,
+            CONTAINER,
+            parameter(
+                "seconds",
+                Form::Whole,
+                "Samples for so long, 1 to 600, and answers then; asks for the verb exec.",
+            ),
+            parameter("hz", Form::Whole, "With `seconds`: samples a second on each CPU, 19 to 99; 49 by default."),
+            parameter("minutes", Form::Whole, "Without `seconds`: of the last minutes, 1 to 15; 15 by default."),
+            parameter("format", Form::Words(&["folded", "pprof", "svg"]), "`folded` by default."),
+        ],
+        answers: &[reply(
+            200,
+            "The profile: folded text, profile.proto in gzip, or a flame graph.",
+            &[bytes("text/plain"), bytes("application/octet-stream"), bytes("image/svg+xml")],
+        )],
+        refusals: &[404, 409],
+        make: Make::Plain(|| Route::Profile),
+        ..PLAIN
+    },
+    Operation {
+        path: "/v1/metrics",
+        tag: "node",
+        summary: "What is measured of containers, pods, the host and the daemon",
+        parameters: &[
+            parameter("pod", Form::Text, "Only this pod and its containers."),
+            parameter("instance", Form::Text, "Only this instance and its containers."),
+            parameter("container", Form::Text, "Only containers of this name."),
+            parameter(
+                "format",
+                Form::Words(&["json", "prometheus", "openmetrics"]),
+                "Form of the answer; JSON by default.",
+            ),
+        ],
+        answers: &[reply(
+            200,
+            "One entry for each thing that is measured.",
+            &[json("Measurements"), bytes("text/plain"), bytes("application/openmetrics-text")],
+        )],
+        refusals: &[404],
+        make: Make::Plain(|| Route::Metrics),
+        ..PLAIN
+    },
+    Operation {
+        path: "/metrics",
+        tag: "node",
+        summary: "All metrics, for scrapers",
+        answers: &[reply(
+            200,
+            "All metrics, in the format that `Accept` asks for.",
+            &[bytes("text/plain"), bytes("application/openmetrics-text")],
+        )],
+        make: Make::Plain(|| Route::Exposition),
+        ..PLAIN
+    },
+    Operation {
+        path: "/v1/observe",
+        tag: "node",
+        summary: "How the kernel's signals are had, and what the programs in it take",
+        answers: &[reply(200, "Signals, programs and maps.", &[json("Observation")])],
+        make: Make::Plain(|| Route::Observe),
+        ..PLAIN
+    },
+    Operation {
         path: "/v1/images",
         tag: "images",
         summary: "Images in the store, by reference",

@@ -1,22 +1,25 @@
 //! A stand-in for the node: pods that only exist on paper, with real events, images and logs around them.
 
 use std::collections::BTreeMap;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use agentd_api::message::{ContainerUsage, NodeInfo, NodeResources};
+use agentd_api::message::{ContainerUsage, NodeInfo, NodeResources, Observation};
 use agentd_api::pod::PodSpec;
 use agentd_api::resources::{Resource, Short, Shortfall};
 use agentd_api::session::ExecRequest;
 use agentd_api::status::{ContainerStatus, ExitStatus, InstancePhase, InstanceStatus, PodStatus, TaskState};
 use agentd_images::Store;
 use agentd_logging::Capture;
+use agentd_metrics::catalogue::agent;
+use agentd_metrics::model::{Batch, Scope};
 use tokio::sync::watch;
 
 use crate::api::Pods;
 use crate::events::{Events, Subject};
 use crate::layout::Layout;
 use crate::node::{NodeError, Until};
+use crate::observe::gather::{Gathered, Missed};
 use crate::session::tests::Setting;
 use crate::session::{Begin, Session};
 
@@ -218,6 +221,33 @@ impl Pods for Fake {
     fn session(&self, id: &str) -> Result<Session, NodeError> {
         let live = self.live.lock().unwrap();
         live.iter().find(|session| session.id() == id).cloned().ok_or_else(|| NodeError::NotFound(id.to_owned()))
+    }
+
+    async fn gather(&self) -> Result<Arc<Gathered>, Missed> {
+        let mut batch = Batch::new(std::time::SystemTime::now());
+        let host = batch.scope(Scope::default());
+        batch.put(&agent::PODS, host, &[], self.list().len() as u64);
+        for pod in self.list() {
+            for instance in &pod.instances {
+                let scope = batch.scope(Scope {
+                    labels: vec![("id", instance.id.clone()), ("pod", pod.id.clone()), ("container", "c".to_owned())],
+                    resource: vec![("service.instance.id", instance.id.clone())],
+                    start: None,
+                    pod: Some(pod.id.clone()),
+                });
+                batch.put(&agent::THREADS, scope, &[], 7_u64);
+            }
+        }
+        Ok(Arc::new(Gathered::new(batch)))
+    }
+
+    fn compatible(&self) -> bool {
+        true
+    }
+
+    async fn observation(&self) -> Result<Observation, String> {
+        let watcher = crate::observe::Watcher::new(crate::config::Observe::default());
+        Ok(super::super::metric_calls::observation(&watcher, &crate::profile::Figures::default()))
     }
 
     fn layout(&self) -> &Layout {

@@ -4,7 +4,10 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 
 use agentd_api::files::{FileKind, FileStat, FilesWritten};
-use agentd_api::message::{ContainerUsage, Event, ImageInfo, ImportRequest, NodeInfo, NodeResources, PullRequest};
+use agentd_api::message::{
+    ContainerUsage, Event, ImageInfo, ImportRequest, NodeInfo, NodeResources, Observation, ObservedMap,
+    ObservedProgram, ObservedSignal, PullRequest,
+};
 use agentd_api::problem::{Problem, Violation};
 use agentd_api::session::{ExecRequest, SessionKind, SessionState, SessionStatus};
 use agentd_api::status::{
@@ -114,6 +117,10 @@ fn structs() -> BTreeMap<&'static str, Vec<&'static str>> {
         ("PullRequest", names::<PullRequest>()),
         ("ImportRequest", names::<ImportRequest>()),
         ("ContainerUsage", names::<ContainerUsage>()),
+        ("Observation", names::<Observation>()),
+        ("ObservedSignal", names::<ObservedSignal>()),
+        ("ObservedProgram", names::<ObservedProgram>()),
+        ("ObservedMap", names::<ObservedMap>()),
         ("ExecRequest", names::<ExecRequest>()),
         ("SessionStatus", names::<SessionStatus>()),
         ("Problem", names::<Problem>()),
@@ -122,6 +129,11 @@ fn structs() -> BTreeMap<&'static str, Vec<&'static str>> {
         ("FilesWritten", names::<FilesWritten>()),
         // read or written without a type of their own; the calls' tests read and write them
         ("EnvironmentSecret", vec!["secret"]),
+        ("Measurements", vec!["scopes", "time"]),
+        ("MeasuredScope", vec!["labels", "metrics", "resource", "start"]),
+        ("Metric", vec!["help", "kind", "name", "points", "prometheus", "unit"]),
+        ("MetricPoint", vec!["buckets", "count", "labels", "sum", "value"]),
+        ("MetricBucket", vec!["count", "le"]),
         ("SeccompProfile", vec!["profile"]),
         ("UnreachableTimes", vec!["expungeAfterSeconds", "inactiveAfterSeconds"]),
         ("Version", vec!["api", "version"]),
@@ -195,10 +207,10 @@ fn every_word_is_one_of_its_type() {
     }
     assert_eq!(names::<pod::SeccompChoice>(), ["default", "profile", "unconfined"]);
     assert_eq!(names::<ExitStatus>(), ["code", "signal", "unknown"]);
-    // words without a type: seccomp's, the schemes, and what can only be one thing
+    // words without a type: seccomp's, the schemes, what can only be one thing, rungs and kinds of metrics
     let mut count = 0;
     walk(&SCHEMAS, &mut |value| count += usize::from(value["enum"].is_array()));
-    assert_eq!(count, typed.len() + 11, "a list of words was added: say here which type has them");
+    assert_eq!(count, typed.len() + 13, "a list of words was added: say here which type has them");
 }
 
 /// The schemas of one kind of object of a pod, by the title that the reference gives it.
