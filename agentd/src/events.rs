@@ -23,6 +23,11 @@ use crate::layout::Layout;
 /// Events kept for those who ask later.
 const KEPT: usize = 4096;
 
+/// Kinds of which one container can cause many, and how many of these are kept at most once the ring is full: they give way
+/// to each other, and not what tells of pods, sessions, images and the daemon itself to them.
+const FREQUENT: &[&str] = &["container-exec", "container-exit", "container-connect-failed"];
+const FREQUENT_KEPT: usize = KEPT / 2;
+
 /// Lines of one file, and most bytes of it. Two files are kept, so that the last events are always in them.
 const LINES: usize = KEPT;
 const BYTES: u64 = 4 << 20;
@@ -98,7 +103,37 @@ struct Disk {
 struct Ring {
     next: u64,
     events: VecDeque<Event>,
+    /// How many of them are of [`FREQUENT`] kinds.
+    frequent: usize,
+    /// The highest id that gave way though older events are kept.
+    gave_way: u64,
     disk: Option<Disk>,
+}
+
+fn is_frequent(event: &Event) -> bool {
+    FREQUENT.contains(&event.kind.as_str())
+}
+
+impl Ring {
+    fn new(next: u64, disk: Option<Disk>) -> Self {
+        Self { next, events: VecDeque::new(), frequent: 0, gave_way: 0, disk }
+    }
+
+    /// Takes the newest event; when the ring is full, another one gives way.
+    fn keep(&mut self, event: Event) {
+        if self.events.len() == KEPT {
+            let crowded = self.frequent > FREQUENT_KEPT;
+            let place = if crowded { self.events.iter().position(is_frequent).unwrap_or(0) } else { 0 };
+            if let Some(gone) = self.events.remove(place) {
+                self.frequent -= usize::from(is_frequent(&gone));
+                if place > 0 {
+                    self.gave_way = gone.id;
+                }
+            }
+        }
+        self.frequent += usize::from(is_frequent(&event));
+        self.events.push_back(event);
+    }
 }
 
 /// The events of this daemon.
@@ -111,8 +146,7 @@ pub struct Events {
 impl Default for Events {
     /// Events that are only in memory, with ids from 1 on.
     fn default() -> Self {
-        let ring = Ring { next: 1, events: VecDeque::new(), disk: None };
-        Self { ring: Mutex::new(ring), sender: broadcast::channel(1024).0 }
+        Self { ring: Mutex::new(Ring::new(1, None)), sender: broadcast::channel(1024).0 }
     }
 }
 
@@ -130,7 +164,7 @@ pub struct Subject<'a> {
 /// What a client that knows all events up to an id has to be told.
 #[derive(Debug)]
 pub struct Since {
-    /// First and last id of the events after it that can no longer be told.
+    /// First and last id of the events after it of which some, or all, can no longer be told.
     pub lost: Option<(u64, u64)>,
     /// The kept events after it.
     pub events: Vec<Event>,
@@ -149,30 +183,36 @@ impl Events {
         let mark =
             checkpoint::read::<Mark>(&path).map_err(|error| format!("{error}; remove the file to start anew"))?;
         let below = mark.map_or(1, |mark| mark.below);
-        let mut events = VecDeque::new();
-        let (mut whole, mut lines) = (true, 0);
+        let mut ring = Ring::new(1, None);
+        let (mut whole, mut lines, mut last) = (true, 0, 0);
         for name in ["before", "last"] {
             let (read, intact) =
                 read_lines(&folder.join(name)).map_err(|error| format!("{}: {error}", folder.display()))?;
             (whole, lines) = (intact, read.len());
-            events.extend(read);
+            for event in read {
+                // a daemon that was killed while it turned to a new file has left some lines twice
+                if event.id > last {
+                    if last > 0 && event.id > last + 1 {
+                        ring.gave_way = event.id - 1;
+                    }
+                    last = event.id;
+                    ring.keep(event);
+                }
+            }
         }
-        // lines of a host that has another history, or of which some are missing in between
-        let sound = events.iter().zip(events.iter().skip(1)).all(|(one, next)| one.id + 1 == next.id);
-        if !sound || events.back().is_some_and(|last| last.id >= below) {
+        if last >= below {
             tracing::warn!("{}: these events are not those of this host's mark; left out", folder.display());
-            events.clear();
-            whole = false;
+            ring = Ring::new(1, None);
+            (whole, last) = (false, 0);
         }
-        let next = events.back().map_or(below, |last| last.id + 1);
-        events.drain(..events.len().saturating_sub(KEPT));
+        let next = if last == 0 { below } else { last + 1 };
         let mut disk = Disk { folder, mark: path, file: None, lines, bytes: 0, below };
         // the first event finds its id reserved
         disk.reserve(next)?;
         if !(whole && disk.append()) {
-            disk.begin(&events).map_err(|error| format!("{}: {error}", disk.folder.display()))?;
+            disk.begin(&ring.events).map_err(|error| format!("{}: {error}", disk.folder.display()))?;
         }
-        let ring = Ring { next, events, disk: Some(disk) };
+        (ring.next, ring.disk) = (next, Some(disk));
         Ok(Self { ring: Mutex::new(ring), sender: broadcast::channel(1024).0 })
     }
 
@@ -207,7 +247,8 @@ impl Events {
     }
 
     fn enter(&self, kind: &str, subject: Subject<'_>, time: jiff::Timestamp, message: String) {
-        let mut ring = self.ring();
+        let mut guard = self.ring();
+        let ring = &mut *guard;
         let event = Event {
             id: ring.next,
             time: time.to_string(),
@@ -221,10 +262,10 @@ impl Events {
         if let Some(disk) = &mut ring.disk {
             disk.write(&event);
         }
-        if ring.events.len() == KEPT {
-            ring.events.pop_front();
+        ring.keep(event.clone());
+        if let Some(disk) = &mut ring.disk {
+            disk.turn_if_full(&ring.events);
         }
-        ring.events.push_back(event.clone());
         // nobody following is fine; sent under the lock, so that ids arrive in order
         let _ = self.sender.send(event);
     }
@@ -236,10 +277,11 @@ impl Events {
         let newest = ring.next - 1;
         let first = ring.events.front().map_or(ring.next, |event| event.id);
         let foreign = id > newest;
+        let gone = ring.gave_way.max(first - 1);
         let lost = match id {
             0 => None,
-            _ if foreign => Some((0, first - 1)),
-            _ => Some((id + 1, first - 1)).filter(|(from, to)| from <= to),
+            _ if foreign => Some((0, gone)),
+            _ => Some((id + 1, gone)).filter(|(from, to)| from <= to),
         };
         let events = ring.events.iter().filter(|event| foreign || event.id > id).cloned().collect();
         Since { lost, events, newest, channel: self.sender.subscribe() }
@@ -314,24 +356,39 @@ impl Disk {
         let Some(file) = &mut self.file else { return };
         let mut text = Vec::new();
         line(event, &mut text);
-        let mut written = file.write_all(&text);
+        let written = file.write_all(&text);
         self.lines += 1;
         self.bytes += text.len() as u64;
-        if written.is_ok() && (self.lines >= LINES || self.bytes >= BYTES) {
-            written = self.turn();
-        }
-        if let Err(error) = written {
-            tracing::error!("{}: {error}; events are kept in memory only", self.folder.display());
-            self.file = None;
-            for name in ["before", "last"] {
-                // lines that end too early would make ids be given twice
-                let _ = std::fs::remove_file(self.folder.join(name));
-            }
+        self.go_on(written);
+    }
+
+    /// Turns to a new file when this one has all the lines that one may have.
+    fn turn_if_full(&mut self, kept: &VecDeque<Event>) {
+        if self.file.is_some() && (self.lines >= LINES || self.bytes >= BYTES) {
+            let turned = self.turn(kept);
+            self.go_on(turned);
         }
     }
 
-    fn turn(&mut self) -> io::Result<()> {
-        std::fs::rename(self.folder.join("last"), self.folder.join("before"))?;
+    /// After a failure events are kept in memory only.
+    fn go_on(&mut self, written: io::Result<()>) {
+        let Err(error) = written else { return };
+        tracing::error!("{}: {error}; events are kept in memory only", self.folder.display());
+        self.file = None;
+        for name in ["before", "last"] {
+            // lines that end too early would make ids be given twice
+            let _ = std::fs::remove_file(self.folder.join(name));
+        }
+    }
+
+    /// Writes what is kept as the file before, so that rare events outlast many frequent ones, and begins a new one.
+    fn turn(&mut self, kept: &VecDeque<Event>) -> io::Result<()> {
+        let mut text = Vec::new();
+        for event in kept {
+            line(event, &mut text);
+        }
+        self.open("next", true)?.write_all(&text)?;
+        std::fs::rename(self.folder.join("next"), self.folder.join("before"))?;
         self.file = Some(self.open("last", true)?);
         (self.lines, self.bytes) = (0, 0);
         Ok(())

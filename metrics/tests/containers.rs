@@ -226,6 +226,7 @@ fn figures() -> Figures {
             edges_dropped: 0,
             untracked: 0,
         }),
+        packets: true,
     }
 }
 

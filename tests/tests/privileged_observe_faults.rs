@@ -14,7 +14,7 @@ use agentd_ebpf::observe::{Group, Observer, Rung, Settings, Signal};
 use agentd_tests::{eventually, privileged, skip};
 use observed::{Network, PATIENCE, Place, Work, say, settled, stands, wait, wanted};
 
-const GROUPS: [Group; 4] = [Group::Sched, Group::Process, Group::Block, Group::Net];
+const GROUPS: [Group; 5] = [Group::Sched, Group::Process, Group::Block, Group::Net, Group::Packets];
 
 fn settings(place: &Place) -> Settings {
     Settings {
@@ -245,7 +245,7 @@ fn detached_and_mended(pods: &str) -> String {
     let settings = Settings {
         pods: pods.clone(),
         level: 4,
-        groups: [Group::Net].into_iter().collect(),
+        groups: [Group::Net, Group::Packets].into_iter().collect(),
         containers: 8,
         tasks: 64,
         edges: 64,

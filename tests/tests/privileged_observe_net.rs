@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use agentd_ebpf::observe::layout::{
     ACCEPTED, EVENT_CONNECT_FAILED, Edge, FAILURE_ABORTED, FAILURE_OTHER, FAILURE_REFUSED, FAILURE_TIMEOUT,
-    FAILURE_UNREACHABLE, FAILURES, Net, OPENED,
+    FAILURE_UNREACHABLE, FAILURES, Net, OPENED, ROUND_TRIPS,
 };
 use agentd_ebpf::observe::{Group, Observer, Rung, Signal};
 use agentd_tests::{eventually, privileged, skip};
@@ -182,7 +182,7 @@ fn begin() {
 /// A place, an observer of the group on these rungs, and a published container; else why not.
 fn watched(without: &[Rung]) -> Result<(Place, Observer, std::path::PathBuf, u64), String> {
     let place = Place::new().ok_or("no cgroup2 tree can be written")?;
-    let observer = place.observer(&[Group::Net], without);
+    let observer = place.observer(&[Group::Net, Group::Packets], without);
     for signal in [Signal::Connections, Signal::Retransmits, Signal::Resets, Signal::Packets] {
         stands(&observer, signal)?;
     }
@@ -429,13 +429,17 @@ fn round_trips_are_those_that_the_socket_knows() {
     let smoothed = smoothed.unwrap_or_else(|| panic!("ss tells no rtt: {text}")) * 1e6;
     let net = net(&observer, id);
     let samples = count(&net.rtt);
-    // a sample for most of the rounds of the one who asks
-    assert!(samples >= ROUNDS as u64 / 2, "{samples} samples of {ROUNDS} rounds");
+    // of each end the first ones; more only if something had to be sent again
+    let first = 2 * u64::from(ROUND_TRIPS);
+    assert!((first..first + u64::from(ROUND_TRIPS)).contains(&samples), "{samples} samples of {ROUNDS} rounds");
     let mean = net.rtt.sum as f64 / samples as f64;
     assert!(mean > smoothed / 4.0 && mean < smoothed * 4.0, "mean {mean} ns, the socket has {smoothed} ns");
     work.go();
     work.hear("done");
     work.end();
+    // and of each the smoothed one at its end
+    let ended = settled(&observer, id, |figures| figures.net.is_some_and(|net| count(&net.rtt) >= samples + 2));
+    assert_eq!(ended.net.map(|net| count(&net.rtt)), Some(samples + 2));
 }
 
 #[test]

@@ -4,7 +4,10 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 /// Groups of programs that `observe.groups` may name.
-pub(super) const GROUPS: [&str; 6] = ["all", "sched", "process", "block", "net", "profile"];
+pub(super) const GROUPS: [&str; 7] = ["all", "sched", "process", "block", "net", "packets", "profile"];
+
+/// Those that are wanted by default: all but `packets`, which costs a run of a program for each packet.
+const DEFAULT_GROUPS: [&str; 5] = ["sched", "process", "block", "net", "profile"];
 
 /// Kinds of events that `observe.events` may name, without the `container-` before them.
 pub(super) const EVENTS: [&str; 6] = ["all", "exec", "exit", "oom", "connect-failed", "pressure"];
@@ -15,7 +18,7 @@ pub(super) const RUNGS: [&str; 6] = ["btf", "tp_btf", "raw_tp", "tracepoint", "c
 /// How containers are watched.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Observe {
-    /// Groups of eBPF programs: `sched`, `process`, `block`, `net`, `profile`, or `all`; empty means none.
+    /// Groups of eBPF programs: `sched`, `process`, `block`, `net`, `packets`, `profile`, or `all`; empty means none.
     pub groups: Vec<String>,
     /// Most containers known to the programs at once, those that ended a while ago among them.
     pub containers: u64,
@@ -44,7 +47,7 @@ pub struct Observe {
 impl Default for Observe {
     fn default() -> Self {
         Self {
-            groups: vec!["all".to_owned()],
+            groups: DEFAULT_GROUPS.map(str::to_owned).to_vec(),
             containers: 1024,
             tasks: 16_384,
             edges: 4096,

@@ -59,6 +59,34 @@ fn a_new_daemon_goes_on_where_the_last_one_was_killed() {
 }
 
 #[test]
+fn frequent_events_give_way_to_each_other_and_not_others_to_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let layout = layout(&folder);
+    let events = Events::open(&layout).unwrap();
+    publish(&events, 10);
+    for _ in 0..3 * KEPT {
+        events.publish_at("container-exec", Subject::default(), jiff::Timestamp::now(), String::new());
+    }
+    let rare = |events: &Events| ids(events, 0).into_iter().filter(|id| *id <= 10).count();
+    assert_eq!((rare(&events), ids(&events, 0).len()), (10, KEPT));
+    let kept_before = ids(&events, 0);
+    // whoever knew the first ten is told that some after them are gone, and gets the rest
+    let since = events.since(10);
+    let first = since.events[0].id;
+    assert_eq!((since.lost, since.events.len()), (Some((11, first - 1)), KEPT - 10));
+    assert_eq!(events.since(first).lost, None);
+    // also after a kill, whose events are at least those of the files
+    std::mem::forget(events);
+    let events = Events::open(&layout).unwrap();
+    assert_eq!((rare(&events), ids(&events, 0)), (10, kept_before));
+    assert_eq!(events.since(10).lost, Some((11, first - 1)));
+    // others still push out the oldest: half of the ring is theirs at least
+    publish(&events, KEPT);
+    assert_eq!(ids(&events, 0).len(), KEPT);
+    assert!(events.since(0).events.iter().filter(|event| event.kind == "k").count() >= KEPT / 2);
+}
+
+#[test]
 fn ids_are_never_given_twice_when_the_lines_are_gone() {
     let folder = tempfile::tempdir().unwrap();
     let layout = layout(&folder);

@@ -59,6 +59,15 @@ pub(super) struct Live {
     pub health: CancellationToken,
 }
 
+/// When a disk was last measured: what is written by programs that have not run since is nothing.
+#[derive(Debug, Default)]
+pub(super) struct Metered {
+    /// CPU that the containers had used until then, µs.
+    pub used: Option<u64>,
+    /// Times that it was left out since.
+    pub left_out: u32,
+}
+
 pub(super) struct Actor {
     pub host: Arc<Host>,
     pub record: Record,
@@ -68,6 +77,8 @@ pub(super) struct Actor {
     pub ready: bool,
     pub grant: Grant,
     pub live: HashMap<usize, Live>,
+    /// When its disk was last measured.
+    pub metered: Metered,
     pub exits: Arc<Exits>,
     /// Launches under way.
     pub launches: HashMap<usize, CancellationToken>,
@@ -111,6 +122,7 @@ pub(super) fn spawn(
         ready: adopted,
         grant,
         live: HashMap::new(),
+        metered: Metered::default(),
         exits: Arc::default(),
         launches: HashMap::new(),
         early: Vec::new(),

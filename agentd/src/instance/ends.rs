@@ -8,12 +8,15 @@ use agentd_isolators::ContainerContext;
 use agentd_isolators::cgroup::ContainerCgroup;
 use agentd_launcher::message::{Ended, FIRST_EXEC_KEY};
 
-use super::actor::Actor;
+use super::actor::{Actor, Live, Metered};
 use super::setup;
 use crate::failpoint;
 use crate::host::Host;
 use crate::launch::pod_init::Notice;
 use crate::lifecycle::{Ending, Input};
+
+/// A disk is measured at the latest after so many times that it was left out.
+const MOST_LEFT_OUT: u32 = 5;
 
 impl Actor {
     /// Ends every container of a pod that is over a disk limit which only measuring enforces.
@@ -21,6 +24,13 @@ impl Actor {
         if self.live.is_empty() {
             return;
         }
+        // where nothing has run since nothing was written; files that were copied in from outside are found a while later
+        let used = self.cpu_used();
+        if used.is_some() && used == self.metered.used && self.metered.left_out < MOST_LEFT_OUT {
+            self.metered.left_out += 1;
+            return;
+        }
+        self.metered = Metered { used, left_out: 0 };
         let (host, id) = (Arc::clone(&self.host), self.record.id.clone());
         let over = tokio::task::spawn_blocking(move || host.disk.over_limit(&id, &host.layout.sandbox(&id))).await;
         let (used, limit) = match over {
@@ -46,6 +56,17 @@ impl Actor {
             };
             self.input(Input::End { slot, attempt, ending }).await;
         }
+    }
+
+    /// CPU that the containers that run have used, µs; none where the kernel does not tell.
+    fn cpu_used(&self) -> Option<u64> {
+        let unified = self.host.driver.layout().unified.as_deref()?;
+        let of = |live: &Live| -> Option<u64> {
+            let path = unified.join(live.cgroup.cgroup_path().trim_start_matches('/')).join("cpu.stat");
+            let text = std::fs::read_to_string(path).ok()?;
+            text.lines().find_map(|line| line.strip_prefix("usage_usec "))?.parse().ok()
+        };
+        self.live.values().map(of).sum()
     }
 
     /// The connection to pod-init is gone: either it died, or it gave up on a daemon that did not read.

@@ -117,6 +117,8 @@ fields! {
     SOCK_FLAGS = "sock"."__sk_common.skc_flags";
     /// Where it was asked for, of a connection that is not yet accepted.
     SOCK_LISTENER = "sock"."__sk_common.skc_listener";
+    /// Smoothed round-trip time, eighths of a µs.
+    TCP_ROUND_TRIP = "tcp_sock"."srtt_us";
     /// Bytes that a TCP connection received, in order; its FIN is one.
     TCP_RECEIVED = "tcp_sock"."bytes_received";
     /// Bytes that its peer has acknowledged; its own SYN and FIN are one each.

@@ -217,6 +217,10 @@ pub const OPENED: u8 = 1;
 /// It accepted it.
 pub const ACCEPTED: u8 = 2;
 
+/// So many round trips of a connection are measured, and again so many after each segment that was sent again: a program
+/// that runs for each of a busy connection's would cost more than all others together.
+pub const ROUND_TRIPS: u8 = 64;
+
 /// A TCP connection that is followed, by the address of its socket in the kernel.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -231,8 +235,8 @@ pub struct Connection {
     pub port: u16,
     /// [`OPENED`] or [`ACCEPTED`].
     pub direction: u8,
-    /// Zero.
-    pub padding: u8,
+    /// Round trips counted since it was made or last had to send something again, at most [`ROUND_TRIPS`].
+    pub samples: u8,
     /// Name of that process's command.
     pub command: [u8; COMM],
 }

@@ -10,11 +10,11 @@
 use agentd_ebpf_common::fields::{
     CGROUP_ANCESTORS, CGROUP_LEVEL, CGROUP_NODE, CONTROL_SEGMENTS, LEVEL, NODE_ID, PODS, SKB_CONTROL, SOCK_CGROUP,
     SOCK_ERROR, SOCK_FAMILY, SOCK_FLAGS, SOCK_LISTENER, SOCK_PEER_PORT, SOCK_PEER4, SOCK_PEER6, SOCK_PORT,
-    SOCK_PROTOCOL, SOCK_STATE, TCP_ACKED, TCP_RECEIVED, TCP_SEGMENTS, TCP_SENT, TCP_SENT_AGAIN,
+    SOCK_PROTOCOL, SOCK_STATE, TCP_ACKED, TCP_RECEIVED, TCP_ROUND_TRIP, TCP_SEGMENTS, TCP_SENT, TCP_SENT_AGAIN,
 };
 use agentd_ebpf_common::{
     ABSENT, ACCEPTED, COMM, Connection, EVENT_CONNECT_FAILED, Edge, EdgeKey, FAILURE_ABORTED, FAILURE_OTHER,
-    FAILURE_REFUSED, FAILURE_RESET, FAILURE_TIMEOUT, FAILURE_UNREACHABLE, HOST, Net, OPENED, UNKNOWN,
+    FAILURE_REFUSED, FAILURE_RESET, FAILURE_TIMEOUT, FAILURE_UNREACHABLE, HOST, Net, OPENED, ROUND_TRIPS, UNKNOWN,
 };
 use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::{BPF_F_NO_PREALLOC, BPF_NOEXIST};
@@ -161,7 +161,7 @@ fn ask(sock: u64, container: u64, port: u16, counters: &mut Net) {
         pid: (bpf_get_current_pid_tgid() >> 32) as u32,
         port,
         direction: OPENED,
-        padding: 0,
+        samples: 0,
         command: bpf_get_current_comm().unwrap_or([0; COMM]),
     };
     if SOCKETS.insert(sock, connection, 0).is_err() {
@@ -201,7 +201,7 @@ fn established(sock: u64, old: u32) -> Option<()> {
             if container > UNKNOWN {
                 let begun = unsafe { bpf_ktime_get_ns() };
                 let connection =
-                    Connection { begun, container, pid: 0, port, direction: ACCEPTED, padding: 0, command: [0; COMM] };
+                    Connection { begun, container, pid: 0, port, direction: ACCEPTED, samples: 0, command: [0; COMM] };
                 if SOCKETS.insert(sock, connection, 0).is_err() {
                     add(&mut counters.untracked, 1);
                 }
@@ -271,6 +271,12 @@ fn refused(sock: u64) -> Option<()> {
 fn closed(sock: u64) -> Option<()> {
     let (container, counters) = owner(sock)?;
     add(&mut counters.closes, 1);
+    // what a long connection came to, whose later round trips were not measured one by one
+    if let Some(smoothed) = read!(sock, TCP_ROUND_TRIP, u32) {
+        if smoothed != 0 {
+            observe_shared(&mut counters.rtt, u64::from(smoothed >> 3) * 1000);
+        }
+    }
     if container <= UNKNOWN {
         return None;
     }
@@ -558,8 +564,11 @@ pub fn reset_sent_tp(ctx: TracePointContext) -> i32 {
 /// What a program on sockets is called for (`BPF_SOCK_OPS_…`).
 const CONNECTING: u32 = 3;
 const PASSIVE_ESTABLISHED: u32 = 5;
+const RETRANSMIT: u32 = 9;
 const RTT: u32 = 12;
-/// Flag of a socket: call it for each round trip (`BPF_SOCK_OPS_RTT_CB_FLAG`).
+/// Flags of a socket: call it for each segment that is sent again (`BPF_SOCK_OPS_RETRANS_CB_FLAG`), for each round trip
+/// (`BPF_SOCK_OPS_RTT_CB_FLAG`).
+const RETRANSMIT_FLAG: u32 = 1 << 1;
 const RTT_FLAG: u32 = 1 << 3;
 
 /// Round trips of TCP. The first one of an accepted connection is over before it can be asked for.
@@ -571,12 +580,34 @@ pub fn rtt_cg(ctx: SockOpsContext) -> u32 {
         }
         CONNECTING | PASSIVE_ESTABLISHED => {
             // those that somebody else has asked for stay
-            let _ = ctx.set_cb_flags((ctx.cb_flags() | RTT_FLAG) as i32);
+            let _ = ctx.set_cb_flags((ctx.cb_flags() | RTT_FLAG | RETRANSMIT_FLAG) as i32);
+        }
+        RETRANSMIT => {
+            let _ = measure_again(&ctx);
         }
         _ => {}
     }
     // no reply: what the kernel would do stays as it is
     1
+}
+
+/// The address of the socket that the program is called for.
+#[inline(always)]
+fn tcp(ctx: &SockOpsContext) -> Option<u64> {
+    let sock = unsafe { (*ctx.ops).__bindgen_anon_2.sk };
+    if sock.is_null() {
+        return None;
+    }
+    let sock = unsafe { bpf_skc_to_tcp_sock(sock.cast()) };
+    if sock.is_null() { None } else { Some(sock as u64) }
+}
+
+/// Something had to be sent again: the next round trips are worth measuring.
+#[inline(always)]
+fn measure_again(ctx: &SockOpsContext) -> Option<()> {
+    let connection = SOCKETS.get_ptr_mut(tcp(ctx)?)?;
+    unsafe { (*connection).samples = 0 };
+    ctx.set_cb_flags((ctx.cb_flags() | RTT_FLAG) as i32).ok()
 }
 
 #[inline(always)]
@@ -585,15 +616,20 @@ fn round_trip(ctx: &SockOpsContext) -> Option<()> {
     let measured = ctx.arg(0);
     let smoothed = unsafe { (*ctx.ops).srtt_us };
     let microseconds = if measured != 0 { measured } else { smoothed >> 3 };
-    let sock = unsafe { (*ctx.ops).__bindgen_anon_2.sk };
-    if sock.is_null() {
-        return None;
+    let sock = tcp(ctx)?;
+    // of a connection that is not followed none is measured
+    let samples = match SOCKETS.get_ptr_mut(sock) {
+        Some(connection) => unsafe { &mut (*connection).samples },
+        None => {
+            let _ = ctx.set_cb_flags((ctx.cb_flags() & !RTT_FLAG) as i32);
+            return None;
+        }
+    };
+    *samples = samples.saturating_add(1);
+    if *samples >= ROUND_TRIPS {
+        let _ = ctx.set_cb_flags((ctx.cb_flags() & !RTT_FLAG) as i32);
     }
-    let sock = unsafe { bpf_skc_to_tcp_sock(sock.cast()) };
-    if sock.is_null() {
-        return None;
-    }
-    let (_, counters) = owner(sock as u64)?;
+    let (_, counters) = owner(sock)?;
     observe_shared(&mut counters.rtt, u64::from(microseconds) * 1000);
     Some(())
 }

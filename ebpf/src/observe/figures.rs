@@ -15,6 +15,8 @@ pub struct Figures {
     pub block: Option<Block>,
     /// Network.
     pub net: Option<Net>,
+    /// Whether bytes and packets of [`Self::net`] are counted: the group `packets`.
+    pub packets: bool,
 }
 
 /// Everything at one moment.

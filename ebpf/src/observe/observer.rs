@@ -84,7 +84,11 @@ impl std::fmt::Debug for Observer {
 
 impl Observer {
     /// Loads and attaches what can be. Never fails as a whole: [`Self::signals`] says what was not to be had.
-    pub fn start(settings: Settings) -> Self {
+    pub fn start(mut settings: Settings) -> Self {
+        // packets count in the network's map
+        if settings.groups.contains(&Group::Packets) {
+            settings.groups.insert(Group::Net);
+        }
         let mut observer = Self {
             cpus: possible_cpus(),
             settings,
@@ -197,7 +201,7 @@ impl Observer {
                 Group::Process => self.create::<Processes>(name, key)?,
                 Group::Block => self.create::<Block>(name, key)?,
                 Group::Net => self.create::<Net>(name, key)?,
-                Group::Profile => {}
+                Group::Packets | Group::Profile => {}
             }
         }
         Ok(())
@@ -258,7 +262,7 @@ impl Observer {
                 Group::Process => self.per_cpu::<Processes>(name),
                 Group::Block => self.per_cpu::<Block>(name),
                 Group::Net => self.per_cpu::<Net>(name),
-                Group::Profile => None,
+                Group::Packets | Group::Profile => None,
             };
             if let Some(map) = map {
                 map.remove(key);
@@ -274,6 +278,7 @@ impl Observer {
             processes: active(Group::Process).then(|| self.per_cpu::<Processes>("PROCESSES")?.read(cgroup)).flatten(),
             block: active(Group::Block).then(|| self.per_cpu::<Block>("BLOCK")?.read(cgroup)).flatten(),
             net: active(Group::Net).then(|| self.per_cpu::<Net>("NET")?.read(cgroup)).flatten(),
+            packets: active(Group::Packets),
         }
     }
 
@@ -285,7 +290,11 @@ impl Observer {
             all.entry(key).or_default().processes = Some(processes);
         });
         self.each::<Block>(Group::Block, "BLOCK", |key, block| all.entry(key).or_default().block = Some(block));
-        self.each::<Net>(Group::Net, "NET", |key, net| all.entry(key).or_default().net = Some(net));
+        let packets = self.groups.contains(&Group::Packets);
+        self.each::<Net>(Group::Net, "NET", |key, net| {
+            let figures = all.entry(key).or_default();
+            (figures.net, figures.packets) = (Some(net), packets);
+        });
         let host = all.remove(&HOST).unwrap_or_default();
         let writeback = all.remove(&WRITEBACK).unwrap_or_default().block;
         let unknown = all.remove(&UNKNOWN).unwrap_or_default();

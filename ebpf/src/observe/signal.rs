@@ -9,15 +9,17 @@ pub enum Group {
     Process,
     /// Block I/O.
     Block,
-    /// TCP and packets.
+    /// TCP.
     Net,
+    /// Packets of sockets, each of which costs a run of a program.
+    Packets,
     /// Samples of stacks; attached while a container is profiled.
     Profile,
 }
 
 impl Group {
     /// All of them.
-    pub const ALL: [Self; 5] = [Self::Sched, Self::Process, Self::Block, Self::Net, Self::Profile];
+    pub const ALL: [Self; 6] = [Self::Sched, Self::Process, Self::Block, Self::Net, Self::Packets, Self::Profile];
 
     /// Its name in configuration, metrics and `agentd doctor`.
     pub fn name(self) -> &'static str {
@@ -26,6 +28,7 @@ impl Group {
             Self::Process => "process",
             Self::Block => "block",
             Self::Net => "net",
+            Self::Packets => "packets",
             Self::Profile => "profile",
         }
     }
@@ -105,7 +108,8 @@ impl Signal {
             Self::RunQueue => Group::Sched,
             Self::Exec | Self::Fork | Self::Exit | Self::Signals | Self::Oom => Group::Process,
             Self::BlockIo => Group::Block,
-            Self::Connections | Self::Retransmits | Self::Resets | Self::Rtt | Self::Packets => Group::Net,
+            Self::Connections | Self::Retransmits | Self::Resets | Self::Rtt => Group::Net,
+            Self::Packets => Group::Packets,
             Self::Stacks => Group::Profile,
         }
     }

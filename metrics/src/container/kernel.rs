@@ -47,6 +47,9 @@ pub fn report_figures(batch: &mut Batch, scope: ScopeId, figures: &Figures) {
     }
     if let Some(net) = &figures.net {
         report_net(batch, scope, net);
+        if figures.packets {
+            report_packets(batch, scope, net);
+        }
     }
 }
 
@@ -110,11 +113,14 @@ fn in_flight(block: &Block) -> u64 {
         .saturating_sub(block.merged)
 }
 
-fn report_net(batch: &mut Batch, scope: ScopeId, net: &Net) {
+fn report_packets(batch: &mut Batch, scope: ScopeId, net: &Net) {
     batch.put(&families::SOCKET_IO, scope, &["receive"], net.received_bytes);
     batch.put(&families::SOCKET_IO, scope, &["transmit"], net.sent_bytes);
     batch.put(&families::SOCKET_PACKETS, scope, &["receive"], net.received_packets);
     batch.put(&families::SOCKET_PACKETS, scope, &["transmit"], net.sent_packets);
+}
+
+fn report_net(batch: &mut Batch, scope: ScopeId, net: &Net) {
     batch.put(&families::TCP_CONNECTS, scope, &[], net.connects);
     batch.put(&families::TCP_ACCEPTS, scope, &[], net.accepts);
     batch.put(&families::TCP_CLOSES, scope, &[], net.closes);
@@ -232,7 +238,7 @@ mod tests {
         };
         let sched =
             Sched { queued: log2(1), off_cpu: log2(2), voluntary: 3, involuntary: 4, migrations: 5, untracked: 6 };
-        let figures = Figures { net: Some(net), sched: Some(sched), ..Figures::default() };
+        let figures = Figures { net: Some(net), packets: true, sched: Some(sched), ..Figures::default() };
         report_figures(&mut batch, scope, &figures);
         assert_eq!(points(&batch, &families::SOCKET_IO), [one("receive", 1), one("transmit", 2)]);
         assert_eq!(points(&batch, &families::SOCKET_PACKETS), [one("receive", 3), one("transmit", 4)]);
