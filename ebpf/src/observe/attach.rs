@@ -50,8 +50,10 @@ fn cause(error: &dyn std::error::Error) -> String {
     }
     let (outer, inner) = (error.to_string(), deepest.to_string());
     let text = if outer.contains(&inner) { outer } else { format!("{outer}: {inner}") };
-    // the verifier's log can be pages long: its last line says what it is about
-    let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    // the verifier's log can be pages long: its last line, before its own figures, says what it is about
+    let figures =
+        |line: &str| ["verification time ", "stack depth ", "processed "].iter().any(|word| line.starts_with(word));
+    let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty() && !figures(line)).collect();
     match lines.as_slice() {
         [] => "unknown error".to_owned(),
         [one] => (*one).to_owned(),
