@@ -140,7 +140,8 @@ fn a_container_is_told_as_perf_bpftrace_and_procfs_tell_it() {
     let Some(unified) = host::unified() else {
         skip!("there is no cgroup2 tree");
     };
-    let daemon = Daemon::start();
+    // packets are counted only where somebody asks for it
+    let daemon = Daemon::with().set(r#"observe.groups=["all"]"#).start();
     let client = daemon.client();
     let folder = HostFolder::new();
     fs::write(folder.path("work.py"), WORK).unwrap();
