@@ -12,7 +12,7 @@ pub(super) const OBSERVE_KEYS: &[Key] = &[
         "observe",
         "groups",
         Kind::List {
-            expected: "one of all, sched, process, block, net, profile",
+            expected: "one of all, sched, process, block, net, packets, profile",
             check: |text| GROUPS.contains(&text),
             field: |config| &mut config.observe.groups,
         },
